@@ -1,0 +1,192 @@
+"""From pictures to detections in their own pixels, and to drawings and `detections.json`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from mrcnn_tf.data.images import ImageError, load_image
+from mrcnn_tf.detections import Detections, Detector
+from mrcnn_tf.files import write_json, write_png
+from mrcnn_tf.ops.images import pad_image, resize_image, resized_size
+from mrcnn_tf.visualize import draw_detections
+
+PAD_MULTIPLE = 32
+"""The stride of P5, the coarsest level that is not made by pooling."""
+
+
+class Predictor:
+    """A model as a function from a picture to `Detections`, all sizes in one trace.
+
+    The picture is resized so that its shortest edge is `min_size` (or less, where the longest would exceed `max_size`),
+    padded at the bottom and the right to multiples of 32, and what is found is scaled back by the true ratio of each axis.
+
+    Args:
+        model: a `MaskRCNN`, or any callable with a `config` that keeps the contract of docs/contracts.md.
+        min_size: shortest edge in pixels; None: that of the model's configuration.
+        max_size: bound of the longest edge in pixels; None: that of the model's configuration.
+        score_threshold: detections with a lower score are left out.
+    """
+
+    def __init__(
+        self, model: Any, *, min_size: int | None = None, max_size: int | None = None, score_threshold: float = 0.0
+    ) -> None:
+        preprocessing = model.config.preprocessing
+        self.min_size = preprocessing.min_size if min_size is None else min_size
+        self.max_size = preprocessing.max_size if max_size is None else max_size
+        self.score_threshold = score_threshold
+        self.categories = tuple({"id": category.id, "name": category.name} for category in model.config.categories)
+        self._model = model
+        self._antialias = preprocessing.antialias
+        image = tf.TensorSpec([None, None, 3], tf.uint8)
+        self._detect = tf.function(self._resize_and_detect, input_signature=[image, tf.TensorSpec([2], tf.int32)])
+
+    def __call__(self, image: NDArray[np.uint8]) -> Detections:
+        """Find the objects of one picture.
+
+        Args:
+            image: uint8 RGB [h, w, 3], or grey [h, w] or [h, w, 1].
+
+        Returns:
+            The detections in pixels of the picture, clipped to it; boxes without area are left out.
+
+        Raises:
+            ValueError: not a uint8 picture of at least one pixel.
+        """
+        image = _as_rgb(image)
+        image_size = (image.shape[0], image.shape[1])
+        size = [int(side) for side in resized_size(*image_size, min_size=self.min_size, max_size=self.max_size)]
+        outputs = self._detect(image, np.array(size, np.int32))
+        return to_detections(
+            {name: value[0].numpy() for name, value in outputs.items()},
+            scale=(size[0] / image_size[0], size[1] / image_size[1]),
+            image_size=image_size,
+            categories=self.categories,
+        ).above(self.score_threshold)
+
+    def _resize_and_detect(self, image: tf.Tensor, size: tf.Tensor) -> dict[str, tf.Tensor]:
+        padded_size = (size + PAD_MULTIPLE - 1) // PAD_MULTIPLE * PAD_MULTIPLE
+        padded = pad_image(resize_image(image, size, antialias=self._antialias), padded_size)
+        return self._model({"images": padded[None], "image_sizes": size[None]}, training=False)
+
+
+def to_detections(
+    outputs: Mapping[str, NDArray[Any]],
+    *,
+    scale: tuple[float, float],
+    image_size: tuple[int, int],
+    categories: tuple[Mapping[str, Any], ...],
+) -> Detections:
+    """The valid rows of the detections of one image, in pixels of the original picture.
+
+    Args:
+        outputs: the detections of docs/contracts.md without the batch axis, as numpy arrays.
+        scale: (vertical, horizontal) size of the network's image over that of the picture.
+        image_size: (height, width) of the picture.
+        categories: `{"id", "name"}` of the model.
+
+    Returns:
+        Detections clipped to the picture, without those that have no area there.
+    """
+    valid = slice(0, int(outputs["num_detections"]))
+    scaled = outputs["detection_boxes"][valid] / np.array([*scale, *scale], np.float32)
+    boxes = np.clip(scaled, 0, np.array([*image_size, *image_size], np.float32)).astype(np.float32)
+    masks = outputs.get("detection_masks")
+    found = Detections(
+        boxes=boxes,
+        classes=outputs["detection_classes"][valid].astype(np.int32),
+        scores=outputs["detection_scores"][valid].astype(np.float32),
+        mask_probs=None if masks is None else masks[valid].astype(np.float32),
+        image_size=image_size,
+        categories=categories,
+    )
+    return found.select((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+
+
+def predict_files(
+    detector: Detector,
+    paths: Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    score_threshold: float = 0.5,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Draw what is found in pictures, and write it down.
+
+    `output_dir` gets `<stem>.png` for each picture and one `detections.json` (see docs/contracts.md). Of pictures with the same
+    stem the first keeps it and the others become `<stem>-2.png`, `<stem>-3.png` and so on, in the order of `paths`. `file_name`
+    is the path from the folder that all pictures have in common. A picture that cannot be read is reported, the rest go on.
+
+    Args:
+        detector: any callable from a uint8 RGB picture [h, w, 3] to `Detections`.
+        paths: the pictures.
+        output_dir: made if it is not there.
+        score_threshold: detections with a lower score are neither drawn nor written.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        `{"images": number of pictures done, "detections": number of objects, "drawings": [Path], "errors": {path: message}}`.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    sources = [Path(path) for path in paths]
+    records: list[dict[str, Any]] = []
+    drawings: list[Path] = []
+    errors: dict[str, str] = {}
+    names = zip(sources, _relative_names(sources), _drawing_names(sources), strict=True)
+    with Progress(console=Console(file=sys.stderr), disable=not progress) as bar:
+        for source, file_name, drawing in bar.track(list(names), description="predicting"):
+            try:
+                image = load_image(source)
+            except ImageError as error:
+                errors[str(source)] = str(error)
+                print(f"warning: left out: {error}", file=sys.stderr)
+                continue
+            found = detector(image).above(score_threshold)
+            records += found.to_records(file_name)
+            drawings.append(output_dir / drawing)
+            write_png(draw_detections(image, found, score_threshold=score_threshold), drawings[-1])
+    write_json(records, output_dir / "detections.json")
+    return {"images": len(drawings), "detections": len(records), "drawings": drawings, "errors": errors}
+
+
+def _as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or image.size == 0:
+        raise ValueError(f"expected a uint8 picture [h, w, 3] of at least one pixel, got {image.dtype} {image.shape}")
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+def _relative_names(paths: Sequence[Path]) -> list[str]:
+    folders = [os.path.abspath(path.parent) for path in paths]
+    common = os.path.commonpath(folders) if folders else ""
+    return [
+        Path(os.path.relpath(Path(folder, path.name), common)).as_posix() for folder, path in zip(folders, paths, strict=True)
+    ]
+
+
+def _drawing_names(paths: Iterable[Path]) -> list[str]:
+    stems = [path.stem for path in paths]
+    # Compared without case, for file systems that do not tell `A.png` from `a.png`.
+    taken: set[str] = set()
+    reserved = {stem.lower() for stem in stems}
+    names = []
+    for stem in stems:
+        name, number = stem, 1
+        while name.lower() in taken or (number > 1 and name.lower() in reserved):
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.lower())
+        names.append(f"{name}.png")
+    return names
