@@ -1,0 +1,313 @@
+"""Layers shared by every stage: convolution with its norm, input normalisation, and thin doorways to TensorFlow ops.
+
+Weights are stored in TensorFlow's layout: kernels [height, width, in / groups, out], depthwise kernels [height, width, C, 1].
+A layer's weights are found by name: `kernel`, `bias`, `gamma`, `beta`, `moving_mean`, `moving_variance`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+NORMS = ("frozen", "batch", "sync_batch", "group", "none")
+PADDINGS = ("symmetric", "same")
+ACTIVATIONS = {None: tf.identity, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
+BATCH_NORM_MOMENTUM = 0.9
+"""Of the running statistics: torch's 0.1 read the other way round (Keras's 0.99 forgets too slowly for fine-tuning)."""
+GROUP_NORM_GROUPS = 32
+"""Wu & He, 2018, table 3."""
+
+Shape = tuple[int | None, ...]
+
+
+def he_normal_fan_out() -> keras.initializers.Initializer:
+    """Normal, variance 2 / fan_out (He et al., 2015): torchvision's initialisation of ResNets."""
+    return keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="untruncated_normal")
+
+
+@keras.saving.register_keras_serializable(package="mrcnn_tf")
+class ConvNorm(keras.layers.Layer):
+    """Convolution, norm and activation in one layer.
+
+    `norm="frozen"` is batch norm with constants: `gamma`, `beta`, `moving_mean` and `moving_variance` are weights that are
+    never trained. They are folded into the kernel and a bias, in float32, each time the layer runs. No pass over the
+    activations is paid for the norm, the raw kernel still gets its gradient, and inference fuses convolution, bias and ReLU.
+
+    Input: [B, H, W, C] in the compute dtype. Output: [B, ceil(H / strides), ceil(W / strides), filters].
+    """
+
+    def __init__(
+        self,
+        filters: int | None,
+        kernel_size: int,
+        *,
+        strides: int = 1,
+        groups: int = 1,
+        padding: str = "symmetric",
+        norm: str = "frozen",
+        norm_epsilon: float = 1e-5,
+        use_bias: bool | None = None,
+        activation: str | None = None,
+        kernel_initializer: str | dict[str, Any] | keras.initializers.Initializer | None = None,
+        gamma_initializer: str | dict[str, Any] | keras.initializers.Initializer = "ones",
+        **kwargs: Any,
+    ) -> None:
+        """Configure the layer.
+
+        Args:
+            filters: output channels; None only for the depthwise subclass.
+            kernel_size: side of the square kernel, odd.
+            strides: of both axes.
+            groups: of a grouped convolution (Xie et al., 2017).
+            padding: "symmetric" pads kernel_size // 2 on every side (torch); "same" is TensorFlow's, which for even sizes
+                and stride 2 pads the bottom and the right more.
+            norm: "frozen", "batch", "sync_batch" (statistics over all replicas), "group" (32 groups, or the greatest common
+                divisor of 32 and `filters`) or "none".
+            norm_epsilon: added to the variance.
+            use_bias: None means only without a norm.
+            activation: None, "relu" or "relu6".
+            kernel_initializer: None means `he_normal_fan_out`.
+            gamma_initializer: of the norm's scale.
+            **kwargs: `name`, `dtype`, `trainable`.
+
+        Raises:
+            ValueError: an argument that is not one of the above.
+        """
+        super().__init__(**kwargs)
+        _check_choice("norm", norm, NORMS)
+        _check_choice("padding", padding, PADDINGS)
+        _check_choice("activation", activation, tuple(ACTIVATIONS))
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.filters, self.kernel_size, self.strides, self.groups = filters, kernel_size, strides, groups
+        self.padding, self.norm, self.norm_epsilon, self.activation = padding, norm, norm_epsilon, activation
+        self.use_bias = norm == "none" if use_bias is None else use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer or he_normal_fan_out())
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.norm_layer = self._make_norm_layer()
+
+    def build(self, input_shape: Shape) -> None:
+        """Create the weights for inputs [B, H, W, C]; C must be known and divisible by `groups`."""
+        channels = input_shape[-1]
+        if channels is None or channels % self.groups:
+            raise ValueError(f"{self.name}: the input channels must be a multiple of groups={self.groups}, got {channels}")
+        if self.filters is not None and self.filters % self.groups:
+            raise ValueError(f"{self.name}: filters must be a multiple of groups={self.groups}, got {self.filters}")
+        out_channels = self._out_channels(channels)
+        self.kernel = self.add_weight(
+            name="kernel", shape=self._kernel_shape(channels), initializer=self.kernel_initializer, autocast=False
+        )
+        if self.use_bias:
+            self.bias = self.add_weight(name="bias", shape=(out_channels,), initializer="zeros", autocast=False)
+        if self.norm == "frozen":
+            self._build_frozen_norm(out_channels)
+        elif self.norm_layer is not None:
+            self.norm_layer.build((*self.compute_output_shape(input_shape)[:-1], out_channels))
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Apply convolution, norm, activation."""
+        kernel, bias = self._folded() if self.norm == "frozen" else (self.kernel, self.bias if self.use_bias else None)
+        outputs = self._convolve(inputs, tf.cast(kernel, self.compute_dtype))
+        if bias is not None:
+            outputs = tf.nn.bias_add(outputs, tf.cast(bias, self.compute_dtype))
+        if self.norm_layer is not None:
+            outputs = self.norm_layer(outputs, training=training)
+        return ACTIVATIONS[self.activation](outputs)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """[B, ceil(H / strides), ceil(W / strides), filters]; both paddings give this for odd kernels."""
+        batch, height, width, channels = input_shape
+        height, width = (None if side is None else -(-side // self.strides) for side in (height, width))
+        return batch, height, width, self._out_channels(channels)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        names = "filters kernel_size strides groups padding norm norm_epsilon use_bias activation"
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in names.split()},
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
+        }
+
+    def _make_norm_layer(self) -> keras.layers.Layer | None:
+        shared = {"epsilon": self.norm_epsilon, "gamma_initializer": self.gamma_initializer, "dtype": self.dtype_policy}
+        if self.norm in ("batch", "sync_batch"):
+            synchronized = self.norm == "sync_batch"
+            return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, synchronized=synchronized, name="norm", **shared)
+        if self.norm == "group":
+            groups = math.gcd(GROUP_NORM_GROUPS, self.filters) if self.filters else GROUP_NORM_GROUPS
+            return keras.layers.GroupNormalization(groups=groups, name="norm", **shared)
+        return None
+
+    def _build_frozen_norm(self, channels: int) -> None:
+        for name, initializer in (
+            ("gamma", self.gamma_initializer),
+            ("beta", "zeros"),
+            ("moving_mean", "zeros"),
+            ("moving_variance", "ones"),
+        ):
+            weight = self.add_weight(name=name, shape=(channels,), initializer=initializer, trainable=False, autocast=False)
+            setattr(self, name, weight)
+
+    def _folded(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Kernel and bias of the convolution that equals convolution and frozen norm, float32."""
+        scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.norm_epsilon)
+        mean = self.moving_mean - self.bias if self.use_bias else self.moving_mean
+        return self.kernel * tf.reshape(scale, self._scale_shape()), self.beta - mean * scale
+
+    def _padding(self) -> str | list[list[int]]:
+        # With stride 1 and an odd kernel TensorFlow's SAME is symmetric, and has the better kernels.
+        if self.padding == "same" or self.strides == 1:
+            return "SAME"
+        pad = [self.kernel_size // 2] * 2
+        return [[0, 0], pad, pad, [0, 0]]
+
+    def _out_channels(self, channels: int | None) -> int | None:
+        return self.filters
+
+    def _kernel_shape(self, channels: int) -> tuple[int, ...]:
+        assert self.filters is not None, "ConvNorm needs filters; only DepthwiseConvNorm has none"
+        return self.kernel_size, self.kernel_size, channels // self.groups, self.filters
+
+    def _scale_shape(self) -> tuple[int, ...]:
+        return 1, 1, 1, -1
+
+    def _convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        padding = self._padding()
+        if self.groups > 1 and padding != "SAME":
+            # TensorFlow has no gradient of a grouped convolution with explicit padding on CPUs.
+            inputs, padding = tf.pad(inputs, padding), "VALID"
+        return tf.nn.conv2d(inputs, kernel, self.strides, padding)
+
+
+@keras.saving.register_keras_serializable(package="mrcnn_tf")
+class DepthwiseConvNorm(ConvNorm):
+    """`ConvNorm` with one filter per channel: kernel [height, width, C, 1], output [B, ..., C]."""
+
+    def __init__(self, kernel_size: int, **kwargs: Any) -> None:
+        """See `ConvNorm`; `filters` and `groups` do not apply."""
+        super().__init__(None, kernel_size, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {key: value for key, value in super().get_config().items() if key not in ("filters", "groups")}
+
+    def _out_channels(self, channels: int | None) -> int | None:
+        return channels
+
+    def _kernel_shape(self, channels: int) -> tuple[int, ...]:
+        return self.kernel_size, self.kernel_size, channels, 1
+
+    def _scale_shape(self) -> tuple[int, ...]:
+        return 1, 1, -1, 1
+
+    def _convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return tf.nn.depthwise_conv2d(inputs, kernel, [1, self.strides, self.strides, 1], self._padding())
+
+
+@keras.saving.register_keras_serializable(package="mrcnn_tf")
+class Normalize(keras.layers.Layer):
+    """Pixels to network input: channel order, mean and standard deviation, and zeros in the padding."""
+
+    def __init__(
+        self,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+        channel_order: str = "rgb",
+        **kwargs: Any,
+    ) -> None:
+        """Configure the layer.
+
+        Args:
+            pixel_mean: subtracted, in the order of `channel_order`, in 0..255.
+            pixel_std: divided by, in the same order.
+            channel_order: "rgb", or "bgr" to reverse the channels of the RGB input.
+            **kwargs: `name`, `dtype`.
+
+        Raises:
+            ValueError: an unknown channel order.
+        """
+        # Keras would round float images to the compute dtype before the subtraction.
+        super().__init__(autocast=False, **kwargs)
+        _check_choice("channel_order", channel_order, ("rgb", "bgr"))
+        self.pixel_mean, self.pixel_std, self.channel_order = tuple(pixel_mean), tuple(pixel_std), channel_order
+
+    def call(self, images: tf.Tensor, image_sizes: tf.Tensor) -> tf.Tensor:
+        """Normalise.
+
+        Args:
+            images: [B, H, W, 3] RGB, 0..255, uint8 or float.
+            image_sizes: [B, 2] valid (height, width), pixels.
+
+        Returns:
+            [B, H, W, 3] in the compute dtype, 0 at and beyond `image_sizes`.
+        """
+        pixels = tf.cast(images, tf.float32)
+        if self.channel_order == "bgr":
+            pixels = tf.reverse(pixels, [-1])
+        mean, scale = tf.constant(self.pixel_mean), 1.0 / tf.constant(self.pixel_std)
+        normalised = (pixels - mean) * scale * _valid(tf.shape(images), image_sizes)
+        return tf.cast(normalised, self.compute_dtype)
+
+    def compute_output_shape(self, images_shape: Shape, image_sizes_shape: Shape) -> Shape:
+        """The shape of the images."""
+        return images_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        own = {"pixel_mean": self.pixel_mean, "pixel_std": self.pixel_std, "channel_order": self.channel_order}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable(package="mrcnn_tf")
+class StopGradient(keras.layers.Layer):
+    """The input, through which no gradient flows."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return the input."""
+        return tf.stop_gradient(inputs)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The shape of the input."""
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(package="mrcnn_tf")
+class Upsample2x(keras.layers.Layer):
+    """Nearest-neighbour doubling of height and width: [B, H, W, C] -> [B, 2H, 2W, C].
+
+    `keras.layers.UpSampling2D` becomes 5-D reshapes, which TFLite's delegates refuse; this stays one resize.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Double the input."""
+        return _upsample(inputs)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """[B, 2H, 2W, C]."""
+        batch, height, width, channels = input_shape
+        return batch, None if height is None else 2 * height, None if width is None else 2 * width, channels
+
+
+@tf.custom_gradient
+def _upsample(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """Nearest doubling. XLA knows the resize but not its gradient, which is the sum of each 2 x 2 cell."""
+    outputs = tf.raw_ops.ResizeNearestNeighbor(images=inputs, size=2 * tf.shape(inputs)[1:3])
+    return outputs, lambda gradient: 4 * tf.nn.avg_pool2d(gradient, 2, 2, "VALID")
+
+
+def _valid(shape: tf.Tensor, image_sizes: tf.Tensor) -> tf.Tensor:
+    """[B, H, W, 1] float32, 1 inside the image and 0 in its padding."""
+    rows = tf.range(shape[1])[tf.newaxis, :] < image_sizes[:, :1]
+    columns = tf.range(shape[2])[tf.newaxis, :] < image_sizes[:, 1:]
+    return tf.cast(rows, tf.float32)[:, :, tf.newaxis, tf.newaxis] * tf.cast(columns, tf.float32)[:, tf.newaxis, :, tf.newaxis]
+
+
+def _check_choice(what: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} must be one of {', '.join(map(str, choices))}; got {value!r}")
