@@ -1,0 +1,114 @@
+"""Pasting is detectron2's sampling, and run lengths are those of the whole mask."""
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mrcnn_tf import paste
+from mrcnn_tf.paste import encode_masks, encode_region, paste_masks, paste_region
+
+SIZES = [(1, 1), (1, 40), (40, 1), (37, 53), (64, 48)]
+
+
+def sampled_mask(mask, box, image_size):
+    """Independent reference: grid_sample at every pixel centre of the image, cell by cell, zeros outside."""
+    cells, cell = len(mask), (box[2:] - box[:2]) / len(mask)
+    image = np.zeros(image_size)
+    for y, x in np.ndindex(*image_size):
+        v, u = (y + 0.5 - box[0]) / cell[0] - 0.5, (x + 0.5 - box[1]) / cell[1] - 0.5
+        for i in (int(np.floor(v)), int(np.floor(v)) + 1):
+            for j in (int(np.floor(u)), int(np.floor(u)) + 1):
+                if 0 <= i < cells and 0 <= j < cells:
+                    image[y, x] += (1 - abs(v - i)) * (1 - abs(u - j)) * mask[i, j]
+    return image
+
+
+def random_boxes(rng, count, image_size):
+    """Boxes within, across and outside the image, with whole and with broken coordinates."""
+    corners = np.sort(rng.uniform(-0.5, 1.5, (count, 2, 2)), axis=1) * np.array(image_size)
+    boxes = corners.reshape(count, 4)
+    boxes[::3] = np.round(boxes[::3])
+    boxes[::5] = [0, 0, *image_size]
+    return boxes.astype(np.float32)
+
+
+@pytest.mark.parametrize("image_size", SIZES)
+def test_equals_sampling_at_pixel_centres(image_size):
+    rng = np.random.default_rng(0)
+    for box in random_boxes(rng, 6, image_size):
+        if (box[2:] <= box[:2]).any():
+            continue
+        mask = rng.uniform(0, 1, (28, 28)).astype(np.float32)
+        expected = sampled_mask(mask, box.astype(float), image_size)
+        pasted = paste_masks(mask[None], box[None], image_size)[0]
+        clear = np.abs(expected - 0.5) > 1e-4
+        assert np.array_equal(pasted[clear], (expected >= 0.5)[clear])
+
+
+def test_a_full_mask_covers_the_pixels_whose_centres_are_in_the_box():
+    full = np.ones((28, 28), np.float32)
+    y0, x0, region = paste_region(full, np.array([2.6, 3.4, 7.4, 9.6], np.float32), (20, 20))
+    assert (y0, x0, region.shape) == (3, 3, (4, 7))
+    assert region.all()
+
+
+@pytest.mark.parametrize("box", [[5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [-9, -9, -1, -1], [30, 2, 40, 9], [5.6, 2, 5.9, 9]])
+def test_a_box_without_a_pixel_gives_an_empty_mask(box):
+    full, boxes = np.ones((1, 28, 28), np.float32), np.array([box], np.float32)
+    assert not paste_masks(full, boxes, (20, 20)).any()
+    y0, x0, region = paste_region(full[0], boxes[0], (20, 20))
+    empty = coco_mask.encode(np.zeros((20, 20), np.uint8, order="F"))["counts"].decode()
+    assert encode_region(y0, x0, region, (20, 20))["counts"] == empty
+    assert encode_masks(full, boxes, (20, 20))[0]["counts"] == empty
+
+
+@pytest.mark.parametrize("strip_pixels", [1, 50, 1 << 18])
+@pytest.mark.parametrize("image_size", SIZES)
+def test_run_lengths_are_those_of_the_whole_mask(image_size, strip_pixels, monkeypatch):
+    monkeypatch.setattr(paste, "_STRIP_PIXELS", strip_pixels)
+    rng = np.random.default_rng(1)
+    boxes = random_boxes(rng, 20, image_size)
+    # The noisy ones have many runs; the full ones run on from column to column.
+    probabilities = rng.uniform(0.2, 1, (20, 28, 28)).astype(np.float32)
+    probabilities[::2] = 1
+    rles = encode_masks(probabilities, boxes, image_size)
+    masks = paste_masks(probabilities, boxes, image_size)
+    for mask, rle, probability, box in zip(masks, rles, probabilities, boxes, strict=True):
+        whole = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert rle == {"size": list(image_size), "counts": whole["counts"].decode()}
+        y0, x0, region = paste_region(probability, box, image_size)
+        assert encode_region(y0, x0, region, image_size) == rle
+
+
+def test_a_region_beyond_the_image_is_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        encode_region(8, 0, np.ones((4, 4), bool), (10, 10))
+
+
+def test_no_objects():
+    none = np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32), (7, 9)
+    assert paste_masks(*none).shape == (0, 7, 9)
+    assert encode_masks(*none) == []
+
+
+@pytest.mark.parametrize("box", [[10, 20, 122, 160], [3.5, 7.25, 150.75, 190.5]])
+def test_pasting_what_was_cropped_gives_it_back(box):
+    y, x = np.mgrid[:160, :200] + 0.5
+    centre, radii = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), ((box[2] - box[0]) / 2, (box[3] - box[1]) / 2)
+    ellipse = ((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 <= 1
+    # Coverage of each of the 28 x 28 cells, by 8 x 8 samples.
+    samples = (np.arange(28 * 8) + 0.5) / (28 * 8) * 2 - 1
+    crop = (samples[:, None] ** 2 + samples**2 <= 1).reshape(28, 8, 28, 8).mean(axis=(1, 3))
+    pasted = paste_masks(crop[None].astype(np.float32), np.array([box], np.float32), (160, 200))[0]
+    assert (pasted & ellipse).sum() / (pasted | ellipse).sum() > 0.97
+
+
+def test_run_lengths_of_many_large_objects_hold_no_whole_mask():
+    import tracemalloc
+
+    size, count = (3000, 4000), 5
+    tracemalloc.start()
+    encode_masks(np.ones((count, 28, 28), np.float32), np.tile(np.float32([0, 0, *size]), (count, 1)), size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size[0] * size[1]
