@@ -1,0 +1,66 @@
+"""ROIAlign by gathers with static shapes, for XLA (which has no kernel for crop_and_resize) and TFLite.
+
+All levels lie in one table of pixels, so that one gather serves all rois whatever their level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from mrcnn_tf.ops.roi_geometry import Neighbours, neighbours, roi_frames
+
+
+def align_by_gather(
+    features: Sequence[tf.Tensor],
+    rois: tf.Tensor,
+    batch_indices: tf.Tensor,
+    level_indices: tf.Tensor,
+    *,
+    strides: Sequence[int],
+    output_size: int,
+    samples: int,
+    aligned: bool,
+) -> tf.Tensor:
+    """ROIAlign with `samples` x `samples` samples per bin; arguments and result as in `align_by_crop`, shapes static."""
+    table, row_starts = _pixel_table(features)
+    per_level = tf.constant([[1.0 / s, *f.shape[1:3]] for s, f in zip(strides, features, strict=True)], tf.float32)
+    scale, height, width = tf.split(tf.gather(per_level, level_indices), 3, axis=1)  # [N, 1] each
+    frames = roi_frames(rois, scale, aligned=aligned)
+    side = output_size * samples
+    y_start, x_start = tf.split(frames.starts, 2, axis=1)
+    y_size, x_size = tf.split(frames.sizes, 2, axis=1)
+    rows = _samples(y_start, y_size, height, side)
+    columns = _samples(x_start, x_size, width, side)
+    pixels = tf.gather(tf.reshape(row_starts, [-1]), level_indices * features[0].shape[0] + batch_indices)
+    sampled = _bilinear(table, pixels, tf.cast(width, tf.int32), rows, columns)
+    return tf.nn.avg_pool2d(sampled, samples, samples, "VALID")
+
+
+def _pixel_table(features: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """All pixels of all levels and images [T, C], and where those of (level, image) start, [L, B] int32."""
+    starts, total = [], 0
+    for feature in features:
+        images, height, width = feature.shape[:3]
+        starts.append([total + image * height * width for image in range(images)])
+        total += images * height * width
+    channels = features[0].shape[-1]
+    return tf.concat([tf.reshape(feature, [-1, channels]) for feature in features], axis=0), tf.constant(starts, tf.int32)
+
+
+def _samples(start: tf.Tensor, size: tf.Tensor, limit: tf.Tensor, side: int) -> Neighbours:
+    """The `side` samples of each roi on an axis of `limit` pixels, [N, side]; arguments [N, 1]."""
+    return neighbours(start + size * ((tf.range(side, dtype=tf.float32) + 0.5) / side), limit)
+
+
+def _bilinear(table: tf.Tensor, first: tf.Tensor, width: tf.Tensor, rows: Neighbours, columns: Neighbours) -> tf.Tensor:
+    """[N, P * S, P * S, C]: four gathered neighbours, weighted; `first` [N] is the table row of the map's first pixel."""
+    sampled = 0.0
+    for row, row_weight in ((rows.low, rows.low_weight), (rows.high, rows.high_weight)):
+        row_index = tf.reshape(first, [-1, 1]) + row * width
+        for column, column_weight in ((columns.low, columns.low_weight), (columns.high, columns.high_weight)):
+            index = tf.expand_dims(row_index, 2) + tf.expand_dims(column, 1)
+            weight = tf.expand_dims(row_weight, 2) * tf.expand_dims(column_weight, 1)
+            sampled += tf.gather(table, index) * tf.expand_dims(weight, 3)
+    return sampled
