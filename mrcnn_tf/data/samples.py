@@ -1,0 +1,198 @@
+"""Which records are trained on, and one record as arrays."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mrcnn_tf.config import MASK_SIZE
+from mrcnn_tf.data.coco import CocoAnnotations, CocoObject, DataError, Record
+from mrcnn_tf.data.images import ImageError, load_image
+from mrcnn_tf.data.masks import mask_crop
+
+_LOG = logging.getLogger("mrcnn_tf.data")
+_NAMED = 20
+"""File names in one line of the log; the report has all."""
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What is used of an annotation file and what is dropped.
+
+    `empty_images` are the file names of images without an object to learn (none, or crowd regions only) that are left out;
+    `cut_images` tells, by file name, how many objects were left out of images with more than `data.max_ground_truth`.
+    """
+
+    path: Path
+    num_images: int
+    num_objects: int
+    empty_images: tuple[str, ...]
+    cut_images: Mapping[str, int]
+
+    def log(self) -> None:
+        """Write the report to the logger `mrcnn_tf.data`."""
+        _LOG.info("%s: %d images with %d objects", self.path, self.num_images, self.num_objects)
+        if self.empty_images:
+            _LOG.warning("%s: left out %d images without objects: %s", self.path, len(self.empty_images), _few(self.empty_images))
+        if self.cut_images:
+            total, names = sum(self.cut_images.values()), [f"{name} ({count})" for name, count in self.cut_images.items()]
+            _LOG.warning("%s: left out the %d smallest objects of %d images: %s", self.path, total, len(names), _few(names))
+
+
+def select_records(
+    annotations: CocoAnnotations, *, max_ground_truth: int, keep_empty: bool
+) -> tuple[tuple[Record, ...], DataReport]:
+    """Records to train on.
+
+    Args:
+        annotations: of a whole file.
+        max_ground_truth: objects kept per image, crowd regions included; the largest boxes stay, in the order of the file.
+        keep_empty: keep images without an object to learn.
+
+    Returns:
+        The records with the objects that are kept, and what was left out.
+    """
+    learnable = [r for r in annotations.records if keep_empty or not all(item.crowd for item in r.objects)]
+    kept = tuple(replace(record, objects=_largest(record.objects, max_ground_truth)) for record in learnable)
+    counts = {new.file_name: len(old.objects) - len(new.objects) for old, new in zip(learnable, kept, strict=True)}
+    used = {record.image_id for record in kept}
+    report = DataReport(
+        path=annotations.path,
+        num_images=len(kept),
+        num_objects=sum(len(record.objects) for record in kept),
+        empty_images=tuple(record.file_name for record in annotations.records if record.image_id not in used),
+        cut_images={name: count for name, count in counts.items() if count},
+    )
+    return kept, report
+
+
+def has_masks(annotations: CocoAnnotations) -> bool:
+    """True if the objects carry masks, False if none does.
+
+    Raises:
+        DataError: some do and some do not; names the first that lacks one. Crowd regions may lack it: they are never a target.
+    """
+    items = [item for record in annotations.records for item in record.objects]
+    missing = next((item for item in items if item.segmentation is None and not item.crowd), None)
+    if missing is None:
+        return bool(items)
+    if any(item.segmentation is not None for item in items):
+        raise DataError(
+            f"{annotations.path}: annotation {missing.annotation_id}: segmentation is missing, others have it; "
+            "give it to all, or train boxes only with model.mask_head.enabled=false"
+        )
+    return False
+
+
+class ByteCache:
+    """Keeps computed arrays until `max_bytes` are held; nothing is evicted, since epochs visit all keys equally often."""
+
+    def __init__(self, max_bytes: int):
+        self._left = max_bytes
+        self._held: dict[Hashable, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """The array of `key`, computed where it is not held."""
+        if key in self._held:
+            return self._held[key]
+        value = compute()
+        with self._lock:
+            if key not in self._held and value.nbytes <= self._left:
+                self._held[key] = value
+                self._left -= value.nbytes
+        return value
+
+
+class SampleReader:
+    """Reads records as arrays of `num_rows` ground-truth rows."""
+
+    def __init__(self, folder: Path, path: Path, records: Sequence[Record], *, num_rows: int, masks: bool, cache_bytes: int):
+        """Check that every image file is there.
+
+        Args:
+            folder: of the images.
+            path: of the annotations, for messages.
+            records: to read.
+            num_rows: ground-truth rows G, at least the objects of any record.
+            masks: read masks too.
+            cache_bytes: bound of the decoded images, and of the mask crops, that are kept.
+
+        Raises:
+            DataError: an image file is missing.
+        """
+        self._folder, self._path, self._records = folder, path, records
+        self._num_rows, self._masks = num_rows, masks
+        self._images, self._crops = ByteCache(cache_bytes), ByteCache(cache_bytes)
+        for record in records:
+            if not (folder / record.file_name).is_file():
+                raise DataError(f"{path}: image {record.image_id}: there is no file {folder / record.file_name}")
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """One record.
+
+        Args:
+            index: into the records.
+
+        Returns:
+            The keys of the batch without the batch axis, in pixels of the original image: images [h, w, 3] uint8, image_sizes [2]
+            int32, gt_boxes [G, 4] float32, gt_classes [G] int32, gt_crowd [G] bool and, with masks, gt_masks [G, 56, 56] uint8.
+
+        Raises:
+            DataError: the image is broken or not of the size that the record says.
+        """
+        record = self._records[index]
+        sample = {
+            "images": self._images.get(index, lambda: self._load(record)),
+            "image_sizes": np.array([record.height, record.width], np.int32),
+            "gt_boxes": self._rows([item.box for item in record.objects], (4,), np.float32),
+            "gt_classes": self._rows([item.class_id for item in record.objects], (), np.int32),
+            "gt_crowd": self._rows([item.crowd for item in record.objects], (), np.bool_),
+        }
+        if self._masks:
+            crops = self._crops.get(index, lambda: _crops(record))
+            sample["gt_masks"] = self._rows(crops, (MASK_SIZE, MASK_SIZE), np.uint8)
+        return sample
+
+    def _rows(self, values: Sequence | np.ndarray, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        rows: np.ndarray = np.zeros((self._num_rows, *shape), dtype)
+        if len(values):
+            rows[: len(values)] = values
+        return rows
+
+    def _load(self, record: Record) -> np.ndarray:
+        where = f"{self._path}: image {record.image_id}"
+        try:
+            image = load_image(self._folder / record.file_name)
+        except ImageError as error:
+            raise DataError(f"{where}: {error}") from error
+        if image.shape[:2] != (record.height, record.width):
+            expected, came = f"{record.height} x {record.width}", f"{image.shape[0]} x {image.shape[1]}"
+            raise DataError(f"{where}: {record.file_name} should have {expected} pixels (height x width), it has {came}")
+        return image
+
+
+def _crops(record: Record) -> np.ndarray:
+    crops = np.zeros((len(record.objects), MASK_SIZE, MASK_SIZE), np.uint8)
+    for row, item in enumerate(record.objects):
+        if item.segmentation is not None:
+            crops[row] = mask_crop(item.segmentation, item.box, (record.height, record.width))
+    return crops
+
+
+def _largest(items: tuple[CocoObject, ...], count: int) -> tuple[CocoObject, ...]:
+    if len(items) <= count:
+        return items
+    areas = [(item.box[2] - item.box[0]) * (item.box[3] - item.box[1]) for item in items]
+    chosen = np.argsort(areas, kind="stable")[-count:]
+    return tuple(items[index] for index in sorted(chosen))
+
+
+def _few(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
