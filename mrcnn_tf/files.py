@@ -18,7 +18,7 @@ from PIL import Image
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there takes the place of `path` unless an error comes up."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".tmp-{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)

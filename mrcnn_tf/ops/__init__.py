@@ -1,0 +1,1 @@
+"""Pure TensorFlow functions: tensors in, tensors out. No Keras, no configuration, no variables."""

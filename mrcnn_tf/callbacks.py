@@ -1,0 +1,182 @@
+"""What happens around the steps of a run: progress, metrics.csv, COCO AP, checkpoints, a time limit."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mrcnn_tf.files import replacing
+
+_PLAIN_SECONDS = 15.0
+
+
+class LearningRateLog(keras.callbacks.Callback):
+    """Puts the rate of the step just made into the logs, for the callbacks after it."""
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Add `learning_rate`."""
+        if logs is not None:
+            logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Add `learning_rate`."""
+        self.on_train_batch_end(epoch, logs)
+
+
+class StopConditions(keras.callbacks.Callback):
+    """Ends the run after a number of steps, or of minutes spent in steps (evaluation and saving do not count)."""
+
+    def __init__(self, num_steps: int, max_minutes: float | None = None) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
+        self.steps = 0
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Count."""
+        self.steps += 1
+        self.seconds += time.monotonic() - self._began
+        if self.steps >= self.num_steps or self.seconds >= self.max_seconds:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Add `step` and `train_seconds` to the epoch's logs."""
+        if logs is not None:
+            logs["step"] = self.steps
+            logs["train_seconds"] = round(self.seconds, 2)
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """A bar with every loss and the rate on a terminal; a line now and then elsewhere."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.steps = 0
+        self._printed = 0.0
+        self._bar = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+            console=Console(file=sys.stderr),
+        )
+
+    @property
+    def _live(self) -> bool:
+        return self._bar.console.is_terminal
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Show the bar."""
+        self._task = self._bar.add_task("train", total=self.num_steps, losses="")
+        if self._live:
+            self._bar.start()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Show the losses."""
+        self.steps += 1
+        text = describe_losses(logs or {})
+        self._bar.update(self._task, completed=self.steps, losses=text)
+        if not self._live and time.monotonic() - self._printed > _PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            print(f"step {self.steps}/{self.num_steps}  {text}", file=sys.stderr, flush=True)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Print what was evaluated."""
+        found = {name: value for name, value in (logs or {}).items() if name.startswith("val_") and value is not None}
+        if found:
+            text = "  ".join(f"{name[4:]} {value:.4f}" for name, value in found.items())
+            self._bar.console.print(f"step {self.steps}: {text}", highlight=False)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Take the bar down."""
+        if self._live:
+            self._bar.stop()
+
+
+class CocoEvaluation(keras.callbacks.Callback):
+    """COCO AP on the validation set every few epochs and after the last step; adds `val_bbox_AP`, ... to the logs."""
+
+    def __init__(self, measure: Callable[[], dict], *, every: int, last_step: Callable[[], bool]) -> None:
+        super().__init__()
+        self.measure = measure
+        self.every = every
+        self.last_step = last_step
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Evaluate when it is time."""
+        if logs is None or not self.every or not ((epoch + 1) % self.every == 0 or self.last_step()):
+            return
+        for kind, figures in self.measure().items():
+            for figure in ("AP", "AP50", "AP75"):
+                logs[f"val_{kind}_{figure}"] = figures[figure]
+
+
+class MetricsCsv(keras.callbacks.Callback):
+    """One row an epoch in `metrics.csv`; a figure that was not measured leaves its cell empty."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        super().__init__()
+        self.path = path
+        self.columns = list(columns)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Write the header."""
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(self.columns)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Append the row."""
+        row = {"epoch": epoch, **(logs or {})}
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow([_cell(row.get(column)) for column in self.columns])
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """`last.keras` after every epoch, `best.keras` when the watched figure is the best so far."""
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        super().__init__()
+        self.folder = folder
+        self.monitor = monitor
+        self.best = -math.inf
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Save."""
+        save_model(self.model, self.folder / "last.keras")
+        figure = (logs or {}).get(self.monitor)
+        if figure is not None and figure > self.best:
+            self.best = figure
+            save_model(self.model, self.folder / "best.keras")
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Save a `.keras` file so that an interruption leaves the old file as it was."""
+    with replacing(path) as temporary:
+        model.save(temporary)
+
+
+def describe_losses(logs: dict) -> str:
+    """Losses and rate of a step on one line."""
+    losses = "  ".join(f"{name.removesuffix('_loss')} {float(value):.3f}" for name, value in logs.items() if "loss" in name)
+    return f"{losses}  lr {logs.get('learning_rate', 0.0):.2g}"
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

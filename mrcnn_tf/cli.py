@@ -1,0 +1,168 @@
+"""The `mrcnn-tf` command. TensorFlow is loaded by the commands that compute, not by `--help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mrcnn_tf.quiet import silence_tensorflow
+
+app = typer.Typer(
+    name="mrcnn-tf",
+    help="Mask R-CNN for TensorFlow and Keras 3.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Model = Annotated[Path, typer.Argument(help="A .keras file.", metavar="MODEL")]
+MinSize = Annotated[int | None, typer.Option(help="Shortest edge, pixels. Default: the model's own.", min=1)]
+MaxSize = Annotated[int | None, typer.Option(help="Upper bound of the longest edge, pixels. Default: the model's own.", min=1)]
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration (see `mrcnn-tf configs`).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[KEY=VALUE]...")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the run.")] = ...,  # type: ignore[assignment]
+) -> None:
+    """Train a model as a configuration says."""
+    with _readable_errors():
+        from mrcnn_tf.config import load_config
+
+        resolved = load_config(config, overrides or [])
+        silence_tensorflow()
+        from mrcnn_tf.train import train as run
+
+        finished = run(resolved, output)
+        typer.echo(
+            f"{finished.steps} steps, {finished.seconds:.0f} s in steps; {output / 'last.keras'}, {output / 'metrics.csv'}"
+        )
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    images: Annotated[Path, typer.Option(help="Folder of the images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO JSON.")],
+    output: Annotated[Path, typer.Option(help="Gets metrics.json, detections.json and plots.")],
+    score_threshold: Annotated[float, typer.Option(min=0, max=1)] = 0.05,
+    max_detections: Annotated[int, typer.Option(min=1, help="Detections of an image that count, the best first.")] = 100,
+    min_size: MinSize = None,
+    max_size: MaxSize = None,
+) -> None:
+    """COCO box and mask AP of a model on a data set."""
+    with _readable_errors():
+        predictor = _load_predictor(model, min_size, max_size)
+        from mrcnn_tf.evaluate import evaluate as measure
+
+        metrics = measure(predictor, images, annotations, output, score_threshold=score_threshold, max_detections=max_detections)
+        _print_metrics(metrics)
+        typer.echo(f"{output / 'metrics.json'}, {output / 'detections.json'}")
+
+
+@app.command()
+def predict(
+    model: Model,
+    images: Annotated[list[str], typer.Argument(help="Pictures, folders or globs.", metavar="IMAGE...")],
+    output: Annotated[Path, typer.Option(help="Gets the drawings and detections.json.")],
+    score_threshold: Annotated[float, typer.Option(min=0, max=1)] = 0.5,
+    min_size: MinSize = None,
+    max_size: MaxSize = None,
+) -> None:
+    """Find and draw the objects of pictures."""
+    with _readable_errors():
+        from mrcnn_tf.data.images import image_paths
+
+        paths = image_paths(images)
+        predictor = _load_predictor(model, min_size, max_size)
+        from mrcnn_tf.predict import predict_files
+
+        summary = predict_files(predictor, paths, output, score_threshold=score_threshold)
+        typer.echo(f"{summary['detections']} objects in {summary['images']} pictures; {output / 'detections.json'}")
+        if summary["errors"]:
+            raise typer.Exit(1)
+
+
+@app.command()
+def shapes(
+    output: Annotated[Path, typer.Option(help="Gets images/ and instances_<split>.json.")],
+    num_images: Annotated[int, typer.Option(min=1)] = 200,
+    split: Annotated[str, typer.Option(help="Name of the split; splits share no picture.")] = "train",
+    size: Annotated[int, typer.Option(min=128, help="Side of the pictures, pixels.")] = 160,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw the embedded synthetic data set as COCO JSON."""
+    with _readable_errors():
+        from mrcnn_tf.data.shapes import write_shapes
+
+        path = write_shapes(output, num_images=num_images, seed=seed, image_size=(size, size), split=split, progress=True)
+        typer.echo(str(path))
+
+
+@app.command()
+def configs(name: Annotated[str | None, typer.Argument(help="Show this one in full, defaults included.")] = None) -> None:
+    """List the shipped configurations, or show one."""
+    with _readable_errors():
+        from mrcnn_tf.config import load_config, shipped_configs
+
+        typer.echo("\n".join(shipped_configs()) if name is None else load_config(name).to_yaml(), nl=name is None)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the demonstration.")] = Path("runs/demo"),
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[KEY=VALUE]...")] = None,
+) -> None:
+    """Train on drawn shapes, evaluate, predict, and write a report: the whole way in a few minutes."""
+    with _readable_errors():
+        silence_tensorflow()
+        from mrcnn_tf.demo import run_demo
+
+        metrics = run_demo(output, overrides or [])
+        _print_metrics(metrics)
+        typer.echo(f"{output / 'report.html'}")
+
+
+def main() -> None:
+    """Entry point of the `mrcnn-tf` command."""
+    app()
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    """A user's mistake is one message, not a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("MRCNN_TF_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def _load_predictor(path: Path, min_size: int | None, max_size: int | None) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no model at {path}")
+    silence_tensorflow()
+    from mrcnn_tf.modeling.mask_rcnn import load_model
+    from mrcnn_tf.predict import Predictor
+
+    return Predictor(load_model(path), min_size=min_size, max_size=max_size)
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    for kind in ("bbox", "segm"):
+        if kind in metrics:
+            figures = "  ".join(f"{name} {_figure(value)}" for name, value in metrics[kind].items() if name != "per_class")
+            typer.echo(f"{kind}: {figures}")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

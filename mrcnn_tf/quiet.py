@@ -1,0 +1,37 @@
+"""Keeping TensorFlow's start-up and optimiser chatter away from a user's terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+
+_CHATTER = re.compile(
+    rb"^(WARNING: All log messages before absl|.*cuInit"
+    rb"|[IWE]\d{4} .*(PredictCost|computation_placer|cuda_|device_compiler|service\.cc))"
+)
+
+
+def silence_tensorflow() -> None:
+    """Drop the C++ messages that tell a user nothing; everything else still reaches stderr.
+
+    `TF_CPP_MIN_LOG_LEVEL` does not help with messages written before absl's logging is initialised, which Python never does.
+    Python's own stderr keeps the terminal, so that progress bars work; file descriptor 2, which C++ writes to, goes through a
+    filter. Called once by the command line, before TensorFlow is loaded.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    sys.stderr = os.fdopen(os.dup(terminal), "w", buffering=1)
+    read_end, write_end = os.pipe()
+    os.dup2(write_end, 2)
+    os.close(write_end)
+    threading.Thread(target=_forward, args=(read_end, terminal), daemon=True).start()
+
+
+def _forward(read_end: int, terminal: int) -> None:
+    with os.fdopen(read_end, "rb") as lines:
+        for line in lines:
+            if not _CHATTER.match(line):
+                os.write(terminal, line)
