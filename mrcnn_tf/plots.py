@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mrcnn_tf.files import replacing
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * number, 2) for number in range(10))
-_INK, _GRID = "#1f2933", "#e4e7eb"
+_INK, _SOFT, _GRID = "#1f2933", "#616e7c", "#e4e7eb"
 _LINES = ("#0b6e99", "#d9480f", "#2b8a3e", "#862e9c", "#c92a2a", "#5c940d", "#495057", "#e67700")
 _COLUMNS = 5
 
@@ -33,7 +33,8 @@ def plot_precision_recall(precision: NDArray[np.float64], path: str | Path, *, t
     """
     measured = np.ma.masked_less(precision, 0)
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axes = _recall_axes(figure.add_subplot(), f"{title}: precision over recall, mean of the classes")
+    axes = _recall_axes(figure.add_subplot())
+    axes.set_title(f"{title}: precision over recall, mean of the classes", fontsize=11, color=_INK, loc="left")
     colours = colormaps["viridis"](np.linspace(0, 0.92, len(precision)))
     for threshold, curve, colour in zip(IOU_THRESHOLDS, measured.mean(axis=2), colours, strict=True):
         label = f"IoU {threshold:.2f}   AP {_figure(curve)}"
@@ -98,23 +99,22 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def _plot_class(axes: Axes, precision: NDArray[np.float64], name: str) -> None:
-    short = name if len(name) <= 22 else name[:21] + "…"
-    _recall_axes(axes, short)
+    short = name if len(name) <= 16 else name[:15] + "…"
+    _recall_axes(axes).tick_params(labelsize=7)
+    axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     axes.set_title(short, fontsize=9, color=_INK, loc="left")
-    axes.tick_params(labelsize=7)
     recall = np.linspace(0, 1, precision.shape[1])
     curves = {"IoU 0.50": precision[0], "IoU 0.75": precision[5], "mean of IoU 0.50 to 0.95": precision.mean(axis=0)}
     for (label, curve), colour in zip(curves.items(), ("#74a9cf", "#2b8cbe", "#d9480f"), strict=True):
         # An empty line keeps the legend complete where the class has no ground truth.
         axes.plot(recall, np.where(curve < 0, np.nan, curve), color=colour, linewidth=1.4, label=label)
     text = "no ground truth" if (precision < 0).all() else f"AP {precision.mean():.3f}"
-    axes.text(0.97, 0.95, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=_INK)
+    axes.set_title(text, fontsize=8, color=_SOFT, loc="right")
 
 
-def _recall_axes(axes: Axes, title: str) -> Axes:
+def _recall_axes(axes: Axes) -> Axes:
     _clean(axes)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-    axes.set_title(title, fontsize=11, color=_INK, loc="left")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
     return axes
 
 

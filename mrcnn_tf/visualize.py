@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,13 @@ Region = tuple[int, int, NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class _Instance:
-    """One object in pixels of the drawing; the labels from the one wished for to the shortest."""
+    """One object in pixels of the drawing; the labels from the one wished for to the shortest.
+
+    The region is made when it is painted: a hundred large ones at a time would fill the memory.
+    """
 
     box: Box
-    region: Region | None
+    region: Callable[[], Region] | None
     labels: tuple[str, ...]
 
 
@@ -65,7 +68,7 @@ def draw_detections(image: NDArray[np.uint8], detections: Detections, *, score_t
     instances = [
         _Instance(
             box=tuple(box.tolist()),
-            region=None if shown.mask_probs is None else paste_region(shown.mask_probs[row], box, canvas.shape[:2]),
+            region=None if shown.mask_probs is None else partial(paste_region, shown.mask_probs[row], box, canvas.shape[:2]),
             labels=(f"{name} {score:.2f}", f"{score:.2f}"),
         )
         for row, (box, name, score) in enumerate(zip(boxes, shown.category_names, shown.scores, strict=True))
@@ -91,7 +94,7 @@ def draw_ground_truth(
     for record in annotations:
         x, y, width, height = (factor * float(side) for side in record["bbox"])
         segmentation = record.get("segmentation")
-        region = _segmentation_region(segmentation, image.shape[:2], factor) if segmentation else None
+        region = partial(_segmentation_region, segmentation, image.shape[:2], factor) if segmentation else None
         name = category_names[record["category_id"]] + (" (crowd)" if record.get("iscrowd") else "")
         instances.append(_Instance((y, x, y + height, x + width), region, (name,)))
     return _draw(canvas, instances)
@@ -121,14 +124,16 @@ def _enlarged(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
 def _draw(canvas: NDArray[np.uint8], instances: Sequence[_Instance]) -> NDArray[np.uint8]:
     longest = max(canvas.shape[:2])
     line = max(1, round(longest / 500))
-    # The best come first, so they are drawn last and lie on top.
-    for number, instance in reversed(list(enumerate(instances))):
-        if instance.region is not None:
-            _paint_mask(canvas, instance.region, instance_colour(number), line)
+    # Large ones first, so that small ones lie on top and are seen.
+    order = sorted(range(len(instances)), key=lambda number: -_area(instances[number].box))
+    for number in order:
+        region = instances[number].region
+        if region is not None:
+            _paint_mask(canvas, region(), instance_colour(number), line)
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
-    for number, instance in reversed(list(enumerate(instances))):
-        _paint_box(pen, instance.box, instance_colour(number), line)
+    for number in order:
+        _paint_box(pen, instances[number].box, instance_colour(number), line)
     _paint_labels(pen, picture.size, instances, _font(max(11, round(longest / 55))))
     return np.array(picture)
 
@@ -138,17 +143,24 @@ def _paint_mask(canvas: NDArray[np.uint8], region: Region, colour: tuple[int, in
     height, width = mask.shape
     patch = canvas[y0 : y0 + height, x0 : x0 + width]
     inner = _eroded(mask, line)
-    tint = np.array(colour, np.float32)
-    patch[inner] = (patch[inner] * np.float32(1 - MASK_OPACITY) + tint * np.float32(MASK_OPACITY)).astype(np.uint8)
-    patch[mask & ~inner] = colour
+    rim = mask & ~inner
+    for channel, value in zip(np.moveaxis(patch, 2, 0), colour, strict=True):
+        blended = (np.arange(256) * (1 - MASK_OPACITY) + value * MASK_OPACITY).astype(np.uint8)
+        np.copyto(channel, blended[channel], where=inner)
+        channel[rim] = value
 
 
 def _eroded(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     """The pixels with nothing but the mask within `radius` pixels in rows and columns; what lies outside counts as empty."""
     height, width = mask.shape
     padded = np.pad(mask, radius)
-    rows = np.logical_and.reduce([padded[shift : shift + height] for shift in range(2 * radius + 1)])
-    return np.logical_and.reduce([rows[:, shift : shift + width] for shift in range(2 * radius + 1)])
+    rows = padded[:height].copy()
+    for shift in range(1, 2 * radius + 1):
+        rows &= padded[shift : shift + height]
+    inner = rows[:, :width].copy()
+    for shift in range(1, 2 * radius + 1):
+        inner &= rows[:, shift : shift + width]
+    return inner
 
 
 def _paint_box(pen: ImageDraw.ImageDraw, box: Box, colour: tuple[int, int, int], line: int) -> None:
@@ -159,35 +171,43 @@ def _paint_box(pen: ImageDraw.ImageDraw, box: Box, colour: tuple[int, int, int],
 def _paint_labels(
     pen: ImageDraw.ImageDraw, size: tuple[int, int], instances: Sequence[_Instance], font: ImageFont.FreeTypeFont
 ) -> None:
-    taken = np.zeros((0, 4))
+    boxes = np.array([instance.box for instance in instances], float).reshape(-1, 4)
+    small = boxes[:, 2] - boxes[:, 0] < 3 * sum(font.getmetrics())
+    labels = np.zeros((0, 4))
+    # The best come first, so they have the first choice of a place.
     for number, instance in enumerate(instances):
-        placed = _free_place(pen, size, instance, font, taken)
+        others = boxes[small & (np.arange(len(boxes)) != number)]
+        placed = _free_place(pen, size, instance, font, labels, others)
         if placed is None:
             continue
-        text, place = placed
+        text, (y1, x1, y2, x2) = placed
+        labels = np.vstack([labels, (y1, x1, y2, x2)])
         colour = instance_colour(number)
-        taken = np.vstack([taken, place])
-        pen.rectangle(place, fill=colour)
+        pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
         dark = np.dot(colour, (0.299, 0.587, 0.114)) > 140
-        middle = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
-        pen.text(middle, text, fill=(0, 0, 0) if dark else (255, 255, 255), font=font, anchor="mm")
+        pen.text(((x1 + x2) / 2, (y1 + y2) / 2), text, fill=(0, 0, 0) if dark else (255, 255, 255), font=font, anchor="mm")
 
 
 def _free_place(
-    pen: ImageDraw.ImageDraw, size: tuple[int, int], instance: _Instance, font: ImageFont.FreeTypeFont, taken: NDArray[Any]
-) -> tuple[str, tuple[float, float, float, float]] | None:
-    """The first label and place (x1, y1, x2, y2) in the picture that covers no other label; the first object always has one."""
-    ascent, descent = font.getmetrics()
-    height = ascent + descent
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    instance: _Instance,
+    font: ImageFont.FreeTypeFont,
+    labels: NDArray[Any],
+    small_boxes: NDArray[Any],
+) -> tuple[str, Box] | None:
+    """The first label, and place in the picture, that covers no other label, and no small object if that can be had."""
+    height = sum(font.getmetrics())
+    places = []
     for label in instance.labels:
         text = _shortened(pen, label, font, size[0] - height // 2)
         width = pen.textlength(text, font=font) + height // 2
         for x, y in _candidates(instance.box, width, height):
-            left, top = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
-            place = (left, top, left + width - 1, top + height - 1)
-            if not _overlaps(place, taken):
-                return text, place
-    return None
+            left, top = max(0.0, min(x, size[0] - width)), max(0.0, min(y, size[1] - height))
+            places.append((text, (top, left, top + height, left + width)))
+    free = [(text, place) for text, place in places if not _overlaps(place, labels)]
+    kind = (found for found in free if not _overlaps(found[1], small_boxes))
+    return next(kind, free[0] if free else None)
 
 
 def _candidates(box: Box, width: float, height: float) -> list[tuple[float, float]]:
@@ -199,9 +219,13 @@ def _candidates(box: Box, width: float, height: float) -> list[tuple[float, floa
     return above + inside + below if y2 - y1 > 3 * height else above + below + inside
 
 
-def _overlaps(place: tuple[float, float, float, float], taken: NDArray[Any]) -> bool:
-    x1, y1, x2, y2 = place
-    return bool(np.any((taken[:, 0] <= x2) & (x1 <= taken[:, 2]) & (taken[:, 1] <= y2) & (y1 <= taken[:, 3])))
+def _overlaps(place: Box, others: NDArray[Any]) -> bool:
+    y1, x1, y2, x2 = place
+    return bool(np.any((others[:, 0] < y2) & (y1 < others[:, 2]) & (others[:, 1] < x2) & (x1 < others[:, 3])))
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _shortened(pen: ImageDraw.ImageDraw, label: str, font: ImageFont.FreeTypeFont, room: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from mrcnn_tf.data.images import ImageError
 from mrcnn_tf.detections import Detections
@@ -195,8 +196,6 @@ def test_the_area_of_a_missed_mask_is_that_of_the_mask():
             }
         ],
     }
-    from pycocotools import mask as coco_mask
-
     rle = coco_mask.frPyObjects(line, 100, 100)[0]
     hit = coco_mask.frPyObjects(truth["annotations"][0]["segmentation"], 100, 100)[0]
     results = [

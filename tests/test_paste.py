@@ -1,5 +1,7 @@
 """Pasting is detectron2's sampling, and run lengths are those of the whole mask."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -104,8 +106,6 @@ def test_pasting_what_was_cropped_gives_it_back(box):
 
 
 def test_run_lengths_of_many_large_objects_hold_no_whole_mask():
-    import tracemalloc
-
     size, count = (3000, 4000), 5
     tracemalloc.start()
     encode_masks(np.ones((count, 28, 28), np.float32), np.tile(np.float32([0, 0, *size]), (count, 1)), size)
