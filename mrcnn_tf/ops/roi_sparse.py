@@ -9,10 +9,20 @@ matrix gives the right sum, and the same one each time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from mrcnn_tf.ops.roi_geometry import neighbours, roi_frames
+
+
+class SamplingMatrix(NamedTuple):
+    """The weights of ROIAlign."""
+
+    csr: tf.Tensor
+    """[num_bins, num_pixels] float32 in compressed sparse rows (a variant tensor)."""
+    num_bins: tf.Tensor
+    num_pixels: tf.Tensor
 
 
 def align_by_matrix(
@@ -39,7 +49,7 @@ def align_by_matrix(
     )
     channels = features[0].shape[-1]
     table = tf.concat([tf.reshape(feature, [-1, channels]) for feature in features], axis=0)
-    pooled = tf.reshape(_multiply(matrix, table), [-1, output_size, output_size, channels])
+    pooled = tf.reshape(_pool(matrix, table), [-1, output_size, output_size, channels])
     return tf.ensure_shape(pooled, [rois.shape[0], output_size, output_size, channels])
 
 
@@ -53,7 +63,7 @@ def sampling_matrix(
     strides: Sequence[int],
     output_size: int,
     aligned: bool,
-) -> tf.Tensor:
+) -> SamplingMatrix:
     """The matrix of ROIAlign.
 
     Args:
@@ -67,7 +77,7 @@ def sampling_matrix(
         aligned: see `roi_align`.
 
     Returns:
-        A CSR matrix (variant) of float32, [N * P * P, all pixels], the pixels in the order level, image, row, column.
+        The matrix, of N * P * P bins and of all pixels in the order level, image, row, column.
     """
     roi, cell, sample_y, sample_x = _samples(counts, output_size)
     level = tf.gather(level_indices, roi)
@@ -87,16 +97,18 @@ def sampling_matrix(
     upper, lower = rows.low_weight * share, rows.high_weight * share
     weights = [upper * columns.low_weight, upper * columns.high_weight, lower * columns.low_weight, lower * columns.high_weight]
     places = tf.stack([tf.repeat(roi * output_size**2 + cell, 4), tf.reshape(pixels, [-1])], axis=1)
-    return tf.raw_ops.SparseTensorToCSRSparseMatrix(
+    shape = tf.stack([tf.shape(rois)[0] * output_size**2, tf.reduce_sum(num_pixels)])
+    csr = tf.raw_ops.SparseTensorToCSRSparseMatrix(
         indices=tf.cast(places, tf.int64),
         values=tf.reshape(tf.stack(weights, axis=1), [-1]),
-        dense_shape=tf.cast([tf.shape(rois)[0] * output_size**2, tf.reduce_sum(num_pixels)], tf.int64),
+        dense_shape=tf.cast(shape, tf.int64),
     )
+    return SamplingMatrix(csr, num_bins=shape[0], num_pixels=shape[1])
 
 
-def spread_to_features(matrix: tf.Tensor, upstream: tf.Tensor, shapes: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+def spread_to_features(matrix: SamplingMatrix, upstream: tf.Tensor, shapes: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """The gradient of the features: the transposed `sampling_matrix` times the bins' gradient [N, P, P, C]."""
-    table = _transposed_product(matrix, tf.reshape(upstream, [-1, upstream.shape[-1]]))
+    table = _multiply(matrix, tf.reshape(upstream, [-1, upstream.shape[-1]]), transposed=True)
     levels = tf.split(table, tf.stack([tf.reduce_prod(shape[:3]) for shape in shapes]), num=len(shapes))
     return [tf.reshape(level, shape) for level, shape in zip(levels, shapes, strict=True)]
 
@@ -115,14 +127,20 @@ def _samples(counts: tf.Tensor, output_size: int) -> tuple[tf.Tensor, tf.Tensor,
     return roi, cell, y, x
 
 
-def _multiply(matrix: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+def _pool(matrix: SamplingMatrix, table: tf.Tensor) -> tf.Tensor:
     # The rois are not trained: autodiff would compute the gradient of each weight, too.
     @tf.custom_gradient
-    def product(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=table), lambda upstream: _transposed_product(matrix, upstream)
+    def pool(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        return _multiply(matrix, table), lambda upstream: _multiply(matrix, upstream, transposed=True)
 
-    return product(table)
+    return pool(table)
 
 
-def _transposed_product(matrix: tf.Tensor, bins: tf.Tensor) -> tf.Tensor:
-    return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=bins, transpose_a=True)
+def _multiply(matrix: SamplingMatrix, dense: tf.Tensor, *, transposed: bool = False) -> tf.Tensor:
+    num_rows = matrix.num_pixels if transposed else matrix.num_bins
+
+    def product() -> tf.Tensor:
+        return tf.raw_ops.SparseMatrixMatMul(a=matrix.csr, b=dense, transpose_a=transposed)
+
+    # The CPU kernel divides by the number of bins.
+    return tf.cond(matrix.num_bins > 0, product, lambda: tf.zeros([num_rows, dense.shape[-1]]))
