@@ -78,7 +78,7 @@ def _write_report(
     with (output / "run" / "metrics.csv").open(encoding="utf-8") as file:
         history = list(csv.DictReader(file))
     facts = {
-        "Data": f"{TRAIN_IMAGES} training and {HELD_OUT_IMAGES} held-out drawn pictures, {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]} pixels",
+        "Data": f"{TRAIN_IMAGES} training and {HELD_OUT_IMAGES} held-out pictures, {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]} pixels",
         "Model": f"{config.model.backbone.name}, pyramid of width {config.model.fpn.width}",
         "Time": f"{seconds:.0f} s from the first step to the last prediction",
         "Training": f"{run.steps} steps of {config.train.batch_size} pictures, {run.seconds:.0f} s in steps",
