@@ -40,5 +40,6 @@ def _cell_weights(start: tf.Tensor, end: tf.Tensor, box_start: tf.Tensor, box_en
     edges = start[..., None] + (end - start)[..., None] * (tf.range(size + 1, dtype=tf.float32) / size)
     edges = (edges - box_start[..., None]) * scale[..., None]  # [B, F, size + 1], in cells of the crop
     below = tf.clip_by_value(edges[..., None] - tf.range(side, dtype=tf.float32), 0.0, 1.0)  # part of a cell below an edge
-    extent = tf.maximum((end - start) * scale / size, _MIN_EXTENT)
-    return (below[..., 1:, :] - below[..., :-1, :]) / extent[..., None, None]
+    # The extents of the rounded edges: with the exact ones the weights of a tiny roi would not sum to 1.
+    extents = tf.maximum(edges[..., 1:] - edges[..., :-1], _MIN_EXTENT)
+    return (below[..., 1:, :] - below[..., :-1, :]) / extents[..., None]
