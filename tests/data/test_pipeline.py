@@ -1,0 +1,239 @@
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from mrcnn_tf.config import Config, ConfigError, DataConfig, MaskHeadConfig, ModelConfig, PreprocessingConfig, TrainConfig
+from mrcnn_tf.data import DataError, coco_dataset, read_annotations, training_dataset, validation_dataset
+from mrcnn_tf.data.pipeline import draw_epoch
+from mrcnn_tf.data.samples import ByteCache, select_records
+from mrcnn_tf.data.shapes import write_shapes
+
+CATEGORIES = [{"id": 4, "name": "left"}, {"id": 9, "name": "right"}]
+
+
+def _config(root=None, *, masks=True, **data):
+    values = {"min_sizes": (64,), "max_size": 128, "image_size": (64, 128), "root": root} | data
+    model = ModelConfig(preprocessing=PreprocessingConfig(min_size=64, max_size=128), mask_head=MaskHeadConfig(enabled=masks))
+    return Config(model=model, data=DataConfig(**values), train=TrainConfig(batch_size=2))
+
+
+def _annotation(number, image_id, bbox, category=4, **more):
+    x, y, w, h = bbox
+    polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+    return {"id": number, "image_id": image_id, "category_id": category, "bbox": bbox, "segmentation": [polygon]} | more
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four 40 x 50 images: two objects, one object, one crowd region, nothing. Pixels under an object are of its own colour."""
+    content = {"categories": CATEGORIES, "images": [], "annotations": []}
+    boxes = {1: [(5, 10, 10, 20), (30, 0, 20, 40)], 2: [(0, 0, 25, 20)]}
+    for number in range(1, 5):
+        image = np.full((40, 50, 3), 10, np.uint8)
+        for x, y, w, h in boxes.get(number, []):
+            image[y : y + h, x : x + w] = 200
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+        content["images"].append({"id": number, "file_name": f"{number}.png", "height": 40, "width": 50})
+    content["annotations"] = [
+        _annotation(1, 1, (5, 10, 10, 20)),
+        _annotation(2, 1, (30, 0, 20, 40), 9),
+        _annotation(3, 2, (0, 0, 25, 20)),
+        _annotation(4, 3, (0, 0, 50, 40), iscrowd=1, segmentation={"size": [40, 50], "counts": [0, 2000]}),
+    ]
+    _rewrite(tmp_path, content)
+    return tmp_path
+
+
+def _rewrite(folder, content):
+    (folder / "instances.json").write_text(json.dumps(content))
+
+
+def _content(folder):
+    return json.loads((folder / "instances.json").read_text())
+
+
+def _dataset(folder, config, **more):
+    return coco_dataset(folder, folder / "instances.json", config, **more)
+
+
+def test_the_batch_is_as_the_contract_says(folder):
+    dataset = _dataset(folder, _config(keep_empty=True), batch_size=4)
+    expected = {
+        "images": ((4, 64, 128, 3), tf.uint8),
+        "image_sizes": ((4, 2), tf.int32),
+        "gt_boxes": ((4, 2, 4), tf.float32),
+        "gt_classes": ((4, 2), tf.int32),
+        "gt_crowd": ((4, 2), tf.bool),
+        "gt_masks": ((4, 2, 56, 56), tf.uint8),
+    }
+    assert {key: (tuple(spec.shape), spec.dtype) for key, spec in dataset.element_spec.items()} == expected
+    (batch,) = list(dataset)
+    assert {key: (tuple(value.shape), value.dtype) for key, value in batch.items()} == expected
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_boxes_and_masks_lie_on_the_objects(folder, flip):
+    (batch,) = list(_dataset(folder, _config(horizontal_flip=flip)))
+    values = {key: value.numpy() for key, value in batch.items()}
+    assert values["image_sizes"].tolist() == [[64, 80]] * 2
+    assert sorted(values["gt_classes"].ravel()) == [0, 1, 1, 2]
+    for image, boxes, classes, masks in zip(*(values[k] for k in ("images", "gt_boxes", "gt_classes", "gt_masks")), strict=True):
+        assert image[:, 80:].max() == 0
+        on = np.zeros(image.shape[:2], bool)
+        for top, left, bottom, right in boxes[classes > 0]:
+            on[int(np.ceil(top)) : int(bottom), int(np.ceil(left)) : int(right)] = True
+            assert image[int(np.ceil(top)) + 1 : int(bottom) - 1, int(np.ceil(left)) + 1 : int(right) - 1].min() > 190
+        assert image[:, :80][~on[:, :80]].mean() < 30
+        assert (masks[classes > 0] == 255).all()
+        assert (masks[classes == 0] == 0).all()
+        assert (boxes[classes == 0] == 0).all()
+    two = values["gt_classes"].max(axis=1).argmax()
+    left = values["gt_boxes"][two, values["gt_classes"][two] == 2, 1]
+    assert left == pytest.approx(0 if flip else 48)
+
+
+def test_epochs_differ_and_the_seed_repeats_them(tmp_path):
+    path = write_shapes(tmp_path, num_images=6, seed=0, image_size=(128, 128))
+    config = _config(min_sizes=(32, 48, 64))
+
+    def run(seed):
+        dataset = coco_dataset(tmp_path / "images", path, config, seed=seed)
+        assert len(dataset) == 3
+        return [[{k: v.numpy() for k, v in batch.items()} for batch in dataset] for _ in range(2)]
+
+    first, again, other = run(1), run(1), run(2)
+    for epoch, same in zip(first, again, strict=True):
+        assert len(epoch) == 3
+        for one, two in zip(epoch, same, strict=True):
+            for key, value in one.items():
+                np.testing.assert_array_equal(value, two[key])
+    for different in (first[1], other[0]):
+        assert any((one["images"] != two["images"]).any() for one, two in zip(first[0], different, strict=True))
+
+
+def test_an_epoch_is_a_permutation_with_its_own_draws():
+    order, edges, flips = draw_epoch(1000, 3, 0, min_sizes=(10, 20), flip=0.25)
+    assert sorted(order) == list(range(1000))
+    assert set(edges) == {10, 20}
+    assert flips.mean() == pytest.approx(0.25, abs=0.06)
+    assert (draw_epoch(1000, 3, 1, min_sizes=(10, 20), flip=0.25)[0] != order).any()
+    np.testing.assert_array_equal(draw_epoch(1000, 3, 0, min_sizes=(10, 20), flip=0.25)[0], order)
+
+
+def test_validation_keeps_the_order_and_the_sizes_of_inference(folder):
+    dataset = _dataset(folder, _config(min_sizes=(20,), horizontal_flip=1.0), training=False)
+    for _ in range(2):
+        (batch,) = list(dataset)
+        assert batch["image_sizes"].numpy().tolist() == [[64, 80]] * 2
+        np.testing.assert_allclose(batch["gt_boxes"][:, 0], [[16, 8, 48, 24], [0, 0, 32, 40]])
+
+
+def test_what_is_dropped_is_counted_and_named(folder, caplog):
+    records, report = select_records(read_annotations(folder / "instances.json"), max_ground_truth=1, keep_empty=False)
+    assert [[item.annotation_id for item in record.objects] for record in records] == [[2], [3]]
+    assert (report.num_images, report.num_objects) == (2, 2)
+    assert report.empty_images == ("3.png", "4.png")
+    assert report.cut_images == {"1.png": 1}
+    with caplog.at_level(logging.INFO, "mrcnn_tf.data"):
+        dataset = _dataset(folder, _config(max_ground_truth=1))
+    assert dataset.element_spec["gt_boxes"].shape == (2, 1, 4)
+    assert all(text in caplog.text for text in ("3.png, 4.png", "1.png (1)", "2 images with 2 objects"))
+
+
+def test_images_without_objects_are_kept_if_asked(folder):
+    (batch,) = list(_dataset(folder, _config(keep_empty=True), batch_size=4, training=False))
+    assert (batch["gt_classes"].numpy() > 0).sum(axis=1).tolist() == [2, 1, 1, 0]
+    assert batch["gt_crowd"].numpy().tolist() == [[False, False], [False, False], [True, False], [False, False]]
+
+
+def test_only_empty_images_still_have_a_row(folder):
+    _rewrite(folder, _content(folder) | {"annotations": []})
+    (batch,) = list(_dataset(folder, _config(keep_empty=True), batch_size=4))
+    assert batch["gt_boxes"].shape == (4, 1, 4)
+    assert batch["gt_classes"].numpy().max() == 0
+
+
+def test_masks_are_absent_for_boxes_only(folder):
+    assert "gt_masks" not in _dataset(folder, _config(masks=False)).element_spec
+    content = _content(folder)
+    for entry in content["annotations"]:
+        entry.pop("segmentation")
+    _rewrite(folder, content)
+    (batch,) = list(_dataset(folder, _config(horizontal_flip=1.0)))
+    assert "gt_masks" not in batch
+
+
+def test_a_mix_of_masks_and_boxes_names_the_annotation(folder):
+    content = _content(folder)
+    content["annotations"][2]["segmentation"] = []
+    _rewrite(folder, content)
+    with pytest.raises(DataError, match="annotation 3: segmentation is missing"):
+        _dataset(folder, _config())
+    assert len(_dataset(folder, _config(masks=False))) == 1
+
+
+def test_a_missing_image_and_too_few_images_are_named(folder):
+    with pytest.raises(DataError, match="a batch needs 3 images, there are 2"):
+        _dataset(folder, _config(), batch_size=3)
+    (folder / "2.png").unlink()
+    with pytest.raises(DataError, match=r"image 2: there is no file .*2\.png"):
+        _dataset(folder, _config())
+
+
+@pytest.mark.parametrize(("broken", "fault"), [(True, r"image 2: .*2\.png: not a readable"), (False, "image 2: .*8 x 9")])
+def test_a_broken_image_or_one_of_another_size_stops_with_its_name(folder, broken, fault):
+    Image.new("RGB", (9, 8)).save(folder / "2.png")
+    if broken:
+        (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:40])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=fault):
+        list(_dataset(folder, _config()))
+
+
+def test_splits_of_the_configuration(folder):
+    split = {"images": ".", "annotations": "instances.json"}
+    config = _config(root=str(folder), train=split)
+    assert len(training_dataset(config)) == len(training_dataset(config, batch_size=1)) / 2 == 1
+    with pytest.raises(ConfigError, match=r"data\.val\.images"):
+        validation_dataset(config)
+
+
+def test_the_cache_is_bounded_and_computes_once():
+    cache, computed = ByteCache(20), []
+
+    def compute(key):
+        computed.append(key)
+        return np.zeros(8, np.uint8)
+
+    for _ in range(2):
+        for key in "abc":
+            cache.get(key, lambda key=key: compute(key))
+    assert computed == ["a", "b", "c", "c"]
+
+
+MIRRORED = """
+import sys, tensorflow as tf
+from mrcnn_tf.config import Config, DataConfig, TrainConfig
+from mrcnn_tf.data import coco_dataset
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+config = Config(data=DataConfig(min_sizes=(64,), image_size=(64, 128)), train=TrainConfig(batch_size=2))
+make = lambda: coco_dataset(sys.argv[1], sys.argv[1] + "/instances.json", config, seed=0)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+for dealt in strategy.experimental_distribute_dataset(make()):
+    parts = strategy.experimental_local_results(dealt)
+whole = next(iter(make()))
+assert len(parts) == 2 and all(part["images"].shape == (1, 64, 128, 3) for part in parts)
+for key in whole:
+    assert (tf.concat([part[key] for part in parts], 0).numpy() == whole[key].numpy()).all(), key
+"""
+
+
+def test_replicas_share_the_batch(folder):
+    done = subprocess.run([sys.executable, "-c", MIRRORED, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
