@@ -5,7 +5,7 @@ All levels lie in one table of pixels, so that one gather serves all rois whatev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -34,8 +34,7 @@ def align_by_gather(
     rows = _samples(y_start, y_size, height, side)
     columns = _samples(x_start, x_size, width, side)
     pixels = tf.gather(tf.reshape(row_starts, [-1]), level_indices * features[0].shape[0] + batch_indices)
-    sampled = _bilinear(table, pixels, tf.cast(width, tf.int32), rows, columns)
-    return tf.nn.avg_pool2d(sampled, samples, samples, "VALID")
+    return _pool(table, _corners(pixels, tf.cast(width, tf.int32), rows, columns), samples)
 
 
 def _pixel_table(features: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -54,13 +53,34 @@ def _samples(start: tf.Tensor, size: tf.Tensor, limit: tf.Tensor, side: int) -> 
     return neighbours(start + size * ((tf.range(side, dtype=tf.float32) + 0.5) / side), limit)
 
 
-def _bilinear(table: tf.Tensor, first: tf.Tensor, width: tf.Tensor, rows: Neighbours, columns: Neighbours) -> tf.Tensor:
-    """[N, P * S, P * S, C]: four gathered neighbours, weighted; `first` [N] is the table row of the map's first pixel."""
-    sampled = 0.0
+def _corners(first: tf.Tensor, width: tf.Tensor, rows: Neighbours, columns: Neighbours) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Table rows [N, P * S, P * S] and weights [N, P * S, P * S, 1] of the four neighbours of each sample.
+
+    `first` [N] is the table row of the first pixel of the roi's map, `width` [N, 1] the width of that map.
+    """
+    corners = []
     for row, row_weight in ((rows.low, rows.low_weight), (rows.high, rows.high_weight)):
         row_index = tf.reshape(first, [-1, 1]) + row * width
         for column, column_weight in ((columns.low, columns.low_weight), (columns.high, columns.high_weight)):
-            index = tf.expand_dims(row_index, 2) + tf.expand_dims(column, 1)
             weight = tf.expand_dims(row_weight, 2) * tf.expand_dims(column_weight, 1)
-            sampled += tf.gather(table, index) * tf.expand_dims(weight, 3)
-    return sampled
+            corners.append((tf.expand_dims(row_index, 2) + tf.expand_dims(column, 1), tf.expand_dims(weight, 3)))
+    return corners
+
+
+def _pool(table: tf.Tensor, corners: Sequence[tuple[tf.Tensor, tf.Tensor]], samples: int) -> tf.Tensor:
+    """[N, P, P, C]: the mean over the samples of each bin of the weighted corners."""
+
+    # Autodiff would join the gradients of the four gathers into one scatter of four times the memory, slow to compile, too.
+    @tf.custom_gradient
+    def pool(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            per_sample = tf.repeat(tf.repeat(upstream / samples**2, samples, axis=1), samples, axis=2)
+            total = tf.zeros_like(table)
+            for index, weight in corners:
+                total = tf.tensor_scatter_nd_add(total, tf.expand_dims(index, 3), per_sample * weight)
+            return total
+
+        sampled = tf.add_n([tf.gather(table, index) * weight for index, weight in corners])
+        return tf.nn.avg_pool2d(sampled, samples, samples, "VALID"), gradient
+
+    return pool(table)
