@@ -1,7 +1,7 @@
 """Ground-truth masks: COCO segmentations rasterised in the frame of their box, or as RLE.
 
 A crop holds, for each of 56 x 56 equal cells of the box, the fraction that the object covers. Polygons are cut exactly along
-x on 8 scanlines a row, RLEs are averaged exactly over their pixels. Only the crop, 3 kB, travels with the image; it does not
+x on 4 scanlines a row, RLEs are averaged exactly over their pixels. Only the crop, 3 kB, travels with the image; it does not
 change when the image is resized and is mirrored when the image is.
 """
 
@@ -18,8 +18,8 @@ from mrcnn_tf.config import MASK_SIZE
 Segmentation: TypeAlias = Sequence[Any] | Mapping[str, Any]
 """As in COCO: polygons (each flat x1, y1, x2, y2, ...) whose union is the object, or an RLE `{"size", "counts"}`."""
 
-SCANLINES = 8
-"""Per row of cells. With 4, near-horizontal edges are off by up to 1/8 of a cell instead of 1/16."""
+SCANLINES = 4
+"""Per row of cells. On COCO polygons the 28 x 28 targets then have an IoU of 0.999 with those of 64; 8 take twice the time."""
 
 
 def mask_crop(segmentation: Segmentation, box: Sequence[float], image_size: tuple[int, int]) -> np.ndarray:
@@ -194,7 +194,7 @@ def _fill(row: np.ndarray, x: np.ndarray, sign: np.ndarray, rows: int, columns: 
     part = x - cell
     at = row * stride + cell
     steps = np.bincount(np.concatenate([at, at + 1]), np.concatenate([sign * (1 - part), sign * part]), rows * stride)
-    winding = np.cumsum(steps.reshape(rows, stride)[:, :columns], axis=1)
+    winding = np.cumsum(steps.reshape(rows, stride)[:, :columns], axis=1, dtype=np.float32)
     # Distance to the nearest even number: 0 outside, 1 inside, 0 again where the polygon overlaps itself.
     return np.abs(winding - 2 * np.rint(winding / 2))
 
