@@ -19,7 +19,10 @@ from mrcnn_tf.ops.static_graph import in_static_graph
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
 class FlattenRows(keras.layers.Layer):
-    """Indices of the rows that go to a head: is_valid [B, R] bool -> [M] int32 into B * R, rising."""
+    """Indices of the rows that go to a head: is_valid [B, R] bool -> [M] int32 into B * R, rising.
+
+    M is at least 1: TensorFlow's CPU convolutions (oneDNN) give a wrong shape for an empty batch.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)
@@ -28,7 +31,9 @@ class FlattenRows(keras.layers.Layer):
         """All rows in a static graph, the valid ones elsewhere."""
         if in_static_graph():
             return tf.range(is_valid.shape[0] * is_valid.shape[1])
-        return tf.cast(tf.where(tf.reshape(is_valid, [-1]))[:, 0], tf.int32)
+        flat = tf.reshape(is_valid, [-1])
+        first = flat[:1] | ~tf.reduce_any(flat)
+        return tf.cast(tf.where(tf.concat([first, flat[1:]], axis=0))[:, 0], tf.int32)
 
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
@@ -45,7 +50,7 @@ class GatherRows(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
 class ScatterRows(keras.layers.Layer):
-    """The inverse of `GatherRows`: flat [M, ...], rows [M], is_valid [B, R] -> [B, R, ...], 0 where no row came."""
+    """The inverse of `GatherRows`: flat [M, ...], rows [M], is_valid [B, R] -> [B, R, ...], 0 in rows that are not valid."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)
@@ -54,10 +59,11 @@ class ScatterRows(keras.layers.Layer):
         """Scatter; in a static graph every row is there already."""
         tail = list(flat.shape[1:])
         if in_static_graph():
-            return tf.reshape(flat, [*is_valid.shape, *tail])
-        batch, count = tf.shape(is_valid)[0], tf.shape(is_valid)[1]
-        padded = tf.scatter_nd(rows[:, None], flat, [batch * count, *tail])
-        return tf.ensure_shape(tf.reshape(padded, [batch, count, *tail]), [*is_valid.shape, *tail])
+            padded = flat
+        else:
+            padded = tf.scatter_nd(rows[:, None], flat, [tf.size(is_valid), *tail])
+        padded = tf.reshape(padded, [-1, is_valid.shape[1], *tail])
+        return tf.where(tf.reshape(is_valid, [-1, is_valid.shape[1], *[1] * len(tail)]), padded, 0.0)
 
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
