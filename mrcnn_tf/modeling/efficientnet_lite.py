@@ -84,10 +84,10 @@ def build_efficientnet_lite(
 ) -> keras.Model:
     """Build a trunk; see `backbones.build_backbone` for arguments and result."""
     blocks = lite_blocks(name)
-    options = {"norm": norm, "norm_epsilon": norm_epsilon, "padding": "same"}
+    options: dict[str, Any] = {"norm": norm, "norm_epsilon": norm_epsilon, "padding": "same"}
     inputs = keras.Input((None, None, 3), dtype=keras.config.dtype_policy().compute_dtype, name="images")
-    stem_options = {**options, "activation": "relu6", "trainable": frozen_stages < 1}
-    features = ConvNorm(STEM_WIDTH, 3, strides=2, name="stem", **stem_options)(inputs)
+    stem = ConvNorm(STEM_WIDTH, 3, strides=2, activation="relu6", name="stem", trainable=frozen_stages < 1, **options)
+    features = stem(inputs)
     stages = {}
     for index, block in enumerate(blocks):
         frozen = frozen_stages >= block.stage

@@ -37,7 +37,8 @@ class ConvNorm(keras.layers.Layer):
     never trained. They are folded into the kernel and a bias, in float32, each time the layer runs. No pass over the
     activations is paid for the norm, the raw kernel still gets its gradient, and inference fuses convolution, bias and ReLU.
 
-    Input: [B, H, W, C] in the compute dtype. Output: [B, ceil(H / strides), ceil(W / strides), filters].
+    Input: [B, H, W, C] in the compute dtype. Output: [B, ceil(H / strides), ceil(W / strides), filters]. B must not be 0: the
+    convolutions of TensorFlow's CPU library (oneDNN) then return the input's shape.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class ConvNorm(keras.layers.Layer):
             padding: "symmetric" pads kernel_size // 2 on every side (torch); "same" is TensorFlow's, which for even sizes
                 and stride 2 pads the bottom and the right more.
             norm: "frozen", "batch", "sync_batch" (statistics over all replicas), "group" (32 groups, or the greatest common
-                divisor of 32 and `filters`) or "none".
+                divisor of 32 and the channels) or "none".
             norm_epsilon: added to the variance.
             use_bias: None means only without a norm.
             activation: None, "relu" or "relu6".
@@ -88,7 +89,7 @@ class ConvNorm(keras.layers.Layer):
         self.use_bias = norm == "none" if use_bias is None else use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer or he_normal_fan_out())
         self.gamma_initializer = keras.initializers.get(gamma_initializer)
-        self.norm_layer = self._make_norm_layer()
+        self.norm_layer: keras.layers.Layer | None = None
 
     def build(self, input_shape: Shape) -> None:
         """Create the weights for inputs [B, H, W, C]; C must be known and divisible by `groups`."""
@@ -105,7 +106,8 @@ class ConvNorm(keras.layers.Layer):
             self.bias = self.add_weight(name="bias", shape=(out_channels,), initializer="zeros", autocast=False)
         if self.norm == "frozen":
             self._build_frozen_norm(out_channels)
-        elif self.norm_layer is not None:
+        elif self.norm != "none":
+            self.norm_layer = self._make_norm_layer(out_channels)
             self.norm_layer.build((*self.compute_output_shape(input_shape)[:-1], out_channels))
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -121,6 +123,7 @@ class ConvNorm(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """[B, ceil(H / strides), ceil(W / strides), filters]; both paddings give this for odd kernels."""
         batch, height, width, channels = input_shape
+        assert channels is not None, "build has checked it"
         height, width = (None if side is None else -(-side // self.strides) for side in (height, width))
         return batch, height, width, self._out_channels(channels)
 
@@ -134,15 +137,18 @@ class ConvNorm(keras.layers.Layer):
             "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
         }
 
-    def _make_norm_layer(self) -> keras.layers.Layer | None:
-        shared = {"epsilon": self.norm_epsilon, "gamma_initializer": self.gamma_initializer, "dtype": self.dtype_policy}
+    def _make_norm_layer(self, channels: int) -> keras.layers.Layer:
+        # A frozen batch norm must not update its statistics: Keras does not hand `trainable` down at construction.
+        shared = {
+            "epsilon": self.norm_epsilon,
+            "gamma_initializer": self.gamma_initializer,
+            "dtype": self.dtype_policy,
+            "trainable": self.trainable,
+        }
         if self.norm in ("batch", "sync_batch"):
             synchronized = self.norm == "sync_batch"
             return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, synchronized=synchronized, name="norm", **shared)
-        if self.norm == "group":
-            groups = math.gcd(GROUP_NORM_GROUPS, self.filters) if self.filters else GROUP_NORM_GROUPS
-            return keras.layers.GroupNormalization(groups=groups, name="norm", **shared)
-        return None
+        return keras.layers.GroupNormalization(groups=math.gcd(GROUP_NORM_GROUPS, channels), name="norm", **shared)
 
     def _build_frozen_norm(self, channels: int) -> None:
         for name, initializer in (
@@ -167,12 +173,12 @@ class ConvNorm(keras.layers.Layer):
         pad = [self.kernel_size // 2] * 2
         return [[0, 0], pad, pad, [0, 0]]
 
-    def _out_channels(self, channels: int | None) -> int | None:
+    def _out_channels(self, channels: int) -> int:
+        assert self.filters is not None, "only DepthwiseConvNorm has no filters"
         return self.filters
 
     def _kernel_shape(self, channels: int) -> tuple[int, ...]:
-        assert self.filters is not None, "ConvNorm needs filters; only DepthwiseConvNorm has none"
-        return self.kernel_size, self.kernel_size, channels // self.groups, self.filters
+        return self.kernel_size, self.kernel_size, channels // self.groups, self._out_channels(channels)
 
     def _scale_shape(self) -> tuple[int, ...]:
         return 1, 1, 1, -1
@@ -197,7 +203,7 @@ class DepthwiseConvNorm(ConvNorm):
         """The constructor's arguments."""
         return {key: value for key, value in super().get_config().items() if key not in ("filters", "groups")}
 
-    def _out_channels(self, channels: int | None) -> int | None:
+    def _out_channels(self, channels: int) -> int:
         return channels
 
     def _kernel_shape(self, channels: int) -> tuple[int, ...]:
@@ -235,7 +241,8 @@ class Normalize(keras.layers.Layer):
         # Keras would round float images to the compute dtype before the subtraction.
         super().__init__(autocast=False, **kwargs)
         _check_choice("channel_order", channel_order, ("rgb", "bgr"))
-        self.pixel_mean, self.pixel_std, self.channel_order = tuple(pixel_mean), tuple(pixel_std), channel_order
+        self.pixel_mean, self.pixel_std = (tuple(float(value) for value in values) for values in (pixel_mean, pixel_std))
+        self.channel_order = channel_order
 
     def call(self, images: tf.Tensor, image_sizes: tf.Tensor) -> tf.Tensor:
         """Normalise.
@@ -250,7 +257,7 @@ class Normalize(keras.layers.Layer):
         pixels = tf.cast(images, tf.float32)
         if self.channel_order == "bgr":
             pixels = tf.reverse(pixels, [-1])
-        mean, scale = tf.constant(self.pixel_mean), 1.0 / tf.constant(self.pixel_std)
+        mean, scale = tf.constant(self.pixel_mean, tf.float32), 1.0 / tf.constant(self.pixel_std, tf.float32)
         normalised = (pixels - mean) * scale * _valid(tf.shape(images), image_sizes)
         return tf.cast(normalised, self.compute_dtype)
 

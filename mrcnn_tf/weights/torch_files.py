@@ -15,17 +15,18 @@ import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_PICKLE_BYTES = 64 * 2**20
-"""Of the description of the tensors, without their data; a detection model's is below 1 MiB."""
+"""Of the description of the tensors, without their data: a longer one is cut off. A detection model's is below 1 MiB."""
+ZIP_MAGIC = b"PK\x03\x04"
 
 STORAGE_DTYPES = {
     "FloatStorage": "float32",
@@ -50,12 +51,16 @@ ALLOWED_GLOBALS = {
 ALLOWED_OPCODES = frozenset(
     (
         *("PROTO", "STOP", "MARK", "POP", "POP_MARK", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT"),
-        *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
-        *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE"),
+        *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE"),
         *("EMPTY_LIST", "APPEND", "APPENDS", "LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
         *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
         *("GLOBAL", "REDUCE", "BUILD", "BINPERSID"),
     )
+)
+# What the unpickler, zipfile and the functions of this module raise on nonsense.
+BROKEN_FILE_ERRORS = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError),
+    *(ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError),
 )
 
 
@@ -110,11 +115,13 @@ def read_torch_file(path: str | os.PathLike[str], key: str | None = None) -> dic
     """
     path = Path(path)
     with path.open("rb") as file:
+        read = _read_zip if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC else _read_legacy
+        file.seek(0)
         try:
-            read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
-            file.seek(0)
             loaded, storages = read(file, path)
-        except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, struct.error, KeyError, TypeError, IndexError) as error:
+        except CheckpointError:
+            raise
+        except BROKEN_FILE_ERRORS as error:
             raise CheckpointError(f"{path} is truncated or not a torch checkpoint: {error}") from error
     tensors = _select(loaded, key, path)
     return {name: _to_array(tensor, storages, f"{path}, tensor {name}") for name, tensor in tensors.items()}
@@ -127,11 +134,11 @@ def _read_zip(file: BinaryIO, path: Path) -> tuple[object, dict[str, bytes]]:
         if len(pickles) != 1:
             raise CheckpointError(f"{path}: expected one data.pkl in the archive, found {len(pickles)}")
         root = pickles[0].removesuffix("data.pkl")
-        if archive.read(f"{root}byteorder").strip() != b"little" if f"{root}byteorder" in members else False:
+        # Files from before the member was introduced are little-endian in practice.
+        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
             raise CheckpointError(f"{path}: the tensors are big-endian, only little-endian files are read")
-        if members[pickles[0]].file_size > MAX_PICKLE_BYTES:
-            raise CheckpointError(f"{path}: data.pkl is larger than {MAX_PICKLE_BYTES} bytes")
-        loaded, wanted = _load_pickle(archive.read(pickles[0]), path)
+        with archive.open(pickles[0]) as stream:
+            loaded, wanted = _load_next(stream, path)
         return loaded, {key: archive.read(f"{root}data/{key}") for key in wanted}
 
 
@@ -149,14 +156,14 @@ def _checked_members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.
 
 
 def _read_legacy(file: BinaryIO, path: Path) -> tuple[object, dict[str, bytes]]:
-    if _next_object(file, path) != LEGACY_MAGIC:
+    if _load_next(file, path)[0] != LEGACY_MAGIC:
         raise CheckpointError(f"{path} is not a torch checkpoint: it is no zip archive and has not the legacy magic number")
-    protocol, system = _next_object(file, path), _next_object(file, path)
+    protocol, system = _load_next(file, path)[0], _load_next(file, path)[0]
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{path}: expected protocol {LEGACY_PROTOCOL} and little-endian, got {protocol} and {system}")
-    loaded, wanted = _load_pickle(_next_pickle(file, path), path)
-    keys = _next_object(file, path)
-    if not isinstance(keys, list) or set(keys) != set(wanted):
+    loaded, wanted = _load_next(file, path)
+    keys = _load_next(file, path)[0]
+    if not isinstance(keys, list) or sorted(keys) != sorted(wanted):
         raise CheckpointError(f"{path}: the list of storages does not match the tensors")
     return loaded, {key: _read_storage(file, wanted[key], path) for key in keys}
 
@@ -172,49 +179,38 @@ def _read_storage(file: BinaryIO, storage: _Storage, path: Path) -> bytes:
     return file.read(storage.num_bytes)
 
 
-def _next_object(file: BinaryIO, path: Path) -> object:
-    return _load_pickle(_next_pickle(file, path), path)[0]
+def _load_next(stream: IO[bytes], path: Path) -> tuple[Any, dict[str, _Storage]]:
+    """Read the pickle that starts here and leave the stream after it.
 
-
-def _next_pickle(file: BinaryIO, path: Path) -> bytes:
-    """The bytes of the pickle that starts here; leaves the file after it."""
-    start = file.tell()
-    head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+    Returns:
+        The object, with a `_Tensor` for each tensor, and the storages it needs by key.
+    """
+    start = stream.tell()
+    # In memory, so that a length that the pickle only claims is not allocated.
+    head = io.BytesIO(stream.read(MAX_PICKLE_BYTES))
     _check_pickle(head, path)
-    file.seek(start + head.tell())
-    return head.getvalue()[: head.tell()]
+    stream.seek(start + head.tell())
+    unpickler = _TensorUnpickler(io.BytesIO(head.getvalue()[: head.tell()]))
+    return unpickler.load(), unpickler.storages
 
 
-def _load_pickle(data: bytes, path: Path) -> tuple[Any, dict[str, _Storage]]:
-    """The object, with `_Tensor` for each tensor, and the storages it needs by key."""
-    _check_pickle(io.BytesIO(data), path)
-    unpickler = _TensorUnpickler(io.BytesIO(data))
-    loaded = unpickler.load()
-    return loaded, unpickler.storages
-
-
-def _check_pickle(stream: BinaryIO, path: Path) -> None:
-    """Refuse a pickle that could do more than describe tensors. Reads opcodes only, runs nothing."""
-    try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name not in ALLOWED_OPCODES:
-                raise UnsafeCheckpointError(f"{path}: refused, its pickle uses the operation {opcode.name}")
-            if opcode.name == "GLOBAL" and tuple(argument.split(" ", 1)) not in ALLOWED_GLOBALS:
-                raise UnsafeCheckpointError(
-                    f"{path}: refused, its pickle asks for {argument.replace(' ', '.')}; only tensors are read"
-                )
-            # The unpickler allocates its memo up to the index.
-            if opcode.name == "LONG_BINPUT" and argument > MAX_PICKLE_BYTES:
-                raise UnsafeCheckpointError(f"{path}: refused, its pickle asks for {argument} memo entries")
-    except UnsafeCheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"{path} is truncated or not a torch checkpoint: {error}") from error
+def _check_pickle(stream: io.BytesIO, path: Path) -> None:
+    """Read one pickle and refuse it if it could do more than describe tensors. Looks at opcodes only, runs nothing."""
+    operations: Iterator[tuple[Any, Any, Any]] = pickletools.genops(stream)
+    for opcode, argument, position in operations:
+        if opcode.name not in ALLOWED_OPCODES:
+            raise UnsafeCheckpointError(f"{path}: refused, its pickle uses the operation {opcode.name}")
+        if opcode.name == "GLOBAL" and tuple(argument.split(" ", 1)) not in ALLOWED_GLOBALS:
+            name = argument.replace(" ", ".")
+            raise UnsafeCheckpointError(f"{path}: refused, its pickle asks for {name}; only tensors are read")
+        # The unpickler allocates its memo up to the index, and no pickle needs one beyond its own length.
+        if opcode.name == "LONG_BINPUT" and argument > position:
+            raise UnsafeCheckpointError(f"{path}: refused, its pickle asks for {argument} memo entries")
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    def __init__(self, stream: BinaryIO) -> None:
-        super().__init__(stream, encoding="utf-8")
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream)
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
