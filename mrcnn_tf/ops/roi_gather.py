@@ -6,6 +6,7 @@ All levels lie in one table of pixels, so that one gather serves all rois whatev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import tensorflow as tf
 
@@ -80,7 +81,7 @@ def _pool(table: tf.Tensor, corners: Sequence[tuple[tf.Tensor, tf.Tensor]], samp
                 total = tf.tensor_scatter_nd_add(total, tf.expand_dims(index, 3), per_sample * weight)
             return total
 
-        sampled = tf.add_n([tf.gather(table, index) * weight for index, weight in corners])
+        sampled = reduce(tf.add, [tf.gather(table, index) * weight for index, weight in corners])
         return tf.nn.avg_pool2d(sampled, samples, samples, "VALID"), gradient
 
     return pool(table)

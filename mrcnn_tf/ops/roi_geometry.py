@@ -93,8 +93,10 @@ def neighbours(positions: tf.Tensor, limits: tf.Tensor) -> Neighbours:
         `Neighbours` in the shape of `positions`. Both weights are 0 more than one pixel outside of the axis; other positions
         are clamped to the centres of the border pixels.
     """
-    inside = tf.cast(tf.logical_and(positions >= -1.0, positions <= limits), tf.float32)
-    positions = tf.clip_by_value(positions, 0.0, limits - 1.0)
+    inside = tf.logical_and(positions >= -1.0, positions <= limits)
+    # NaN is not inside: a diverged training must not become a read outside of the features.
+    positions = tf.clip_by_value(tf.where(inside, positions, 0.0), 0.0, limits - 1.0)
+    inside = tf.cast(inside, tf.float32)
     low = tf.floor(positions)
     fraction = positions - low
     high = tf.minimum(low + 1.0, limits - 1.0)

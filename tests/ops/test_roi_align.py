@@ -261,6 +261,20 @@ def test_no_gradient_to_the_rois(body, sampling_ratio):
     assert body(step)(tf.constant(ROIS), *features())
 
 
+@pytest.mark.parametrize(("body", "sampling_ratio"), [(crop, 0), (static, 2), (jit, 2)])  # crop_and_resize raises
+def test_nan_rois_do_not_disturb_others(body, sampling_ratio):
+    rois = ROIS.copy()
+    rois[4] = np.nan
+    upstream = np.ones((len(ROIS), BINS, BINS, CHANNELS), np.float32)
+    options = {"strides": STRIDES, "sampling_ratio": sampling_ratio}
+    out, gradients = forward_and_gradient(body, features(), rois, BATCH_INDICES, upstream, **options)
+    others = np.arange(len(ROIS)) != 4
+    expected = forward_and_gradient(body, features(), ROIS[others], BATCH_INDICES[others], upstream[others], **options)
+    np.testing.assert_allclose(out[others], expected[0], atol=1e-6)
+    for got, wanted in zip(gradients, expected[1], strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
 def test_elongated_rois_are_cheap():
     """Adaptive sampling takes as many samples as the roi has pixels, on each axis by itself."""
     rois = np.tile(np.array([[0.0, 0.0, 1.0, 1300.0]], np.float32), (200, 1))
