@@ -61,9 +61,9 @@ def shapes_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def tiny_config(tmp_path, shapes_dir) -> Config:
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory, shapes_dir) -> Config:
     """The smallest useful model, on `shapes_dir`."""
-    path = tmp_path / "tiny.yaml"
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(TINY, encoding="utf-8")
     return load_config(path, [f"data.root={shapes_dir}"]).with_categories(CATEGORIES)
