@@ -1,0 +1,1 @@
+"""The shipped configurations; `mrcnn_tf.load_config(name)` reads them."""

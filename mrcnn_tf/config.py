@@ -43,12 +43,25 @@ class Category(_Section):
     name: str
 
 
-class PreprocessingConfig(_Section):
-    """How an image becomes the network's input."""
+def imagenet_preprocessing(backbone: str) -> dict[str, Any]:
+    """`pixel_mean`, `pixel_std` and `channel_order` that the ImageNet weights of a trunk were trained with.
 
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    channel_order: Literal["rgb", "bgr"] = "rgb"
+    EfficientNet-Lite: its authors' constants. ResNets: those of keras.applications (and, but for decimals, of detectron2).
+    """
+    if backbone.startswith("efficientnet_lite"):
+        return {"pixel_mean": (127.0, 127.0, 127.0), "pixel_std": (128.0, 128.0, 128.0), "channel_order": "rgb"}
+    return {"pixel_mean": (103.939, 116.779, 123.68), "pixel_std": (1.0, 1.0, 1.0), "channel_order": "bgr"}
+
+
+class PreprocessingConfig(_Section):
+    """How an image becomes the network's input.
+
+    Where a configuration does not give mean, std and channel order they are `imagenet_preprocessing` of its trunk.
+    """
+
+    pixel_mean: tuple[float, float, float] = (103.939, 116.779, 123.68)
+    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channel_order: Literal["rgb", "bgr"] = "bgr"
     """Order in which the network sees the channels; mean and std are given in this order."""
     min_size: int = Field(800, ge=1)
     """Shortest edge at inference, pixels."""
@@ -62,8 +75,9 @@ class BackboneConfig(_Section):
     """The trunk C2..C5."""
 
     name: BackboneName = "resnet50"
-    stride_in: Literal["1x1", "3x3"] = "3x3"
-    """Which convolution of a ResNet bottleneck carries the stride (ignored by EfficientNet-Lite)."""
+    stride_in: Literal["1x1", "3x3"] = "1x1"
+    """Which convolution of a ResNet bottleneck carries the stride (ignored by EfficientNet-Lite). keras.applications and the
+    original ResNets: 1x1; torchvision and ResNeXt: 3x3."""
     norm: Literal["frozen", "batch", "sync_batch", "group"] = "frozen"
     norm_epsilon: float | None = Field(None, ge=0)
     """None: the architecture's own (1e-5 for ResNets, 1e-3 for EfficientNet-Lite)."""
@@ -133,7 +147,7 @@ class RoiAlignConfig(_Section):
     aligned: bool = True
     """Shift by half a pixel so that bins are centred (detectron2); False is torchvision's."""
     level_epsilon: float = 1e-8
-    """Added to log2 of the box size before the level is rounded down."""
+    """Added to the relative box size inside log2, so that sizes on the border of two levels take the upper one."""
 
 
 class BoxHeadConfig(_Section):
@@ -190,6 +204,18 @@ class ModelConfig(_Section):
     mask_head: MaskHeadConfig = MaskHeadConfig()
     crowd_overlap_threshold: float = Field(0.7, ge=0, le=1)
     """No negative is drawn where a crowd region covers more than this part of the anchor or proposal (Detectron)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _match_trunk(cls, values: Any) -> Any:
+        """Fill in the pixel statistics of the trunk where none are given."""
+        if not isinstance(values, Mapping):
+            return values
+        backbone, preprocessing = values.get("backbone", {}), values.get("preprocessing", {})
+        if not isinstance(backbone, Mapping) or not isinstance(preprocessing, Mapping):
+            return values
+        constants = imagenet_preprocessing(str(backbone.get("name", "")))
+        return {**values, "preprocessing": {**constants, **preprocessing}}
 
     @property
     def num_classes(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from mrcnn_tf.callbacks import (
     StopConditions,
 )
 from mrcnn_tf.config import Config, ConfigError, TrainConfig
+from mrcnn_tf.data.coco import DataError
 from mrcnn_tf.data.pipeline import training_dataset
 from mrcnn_tf.evaluate import evaluate
 from mrcnn_tf.files import replacing
@@ -74,14 +77,9 @@ def train(config: Config, output: str | Path, *, progress: bool = True) -> Train
     callbacks = _callbacks(config, model, output, stop, total)
     if progress:
         callbacks.insert(1, ProgressBar(total))
-    model.fit(
-        dataset.repeat(),
-        epochs=math.ceil(total / epoch_steps),
-        steps_per_epoch=epoch_steps,
-        callbacks=callbacks,
-        verbose=0,
-        shuffle=False,
-    )
+    epochs = math.ceil(total / epoch_steps)
+    with _data_errors():
+        model.fit(dataset.repeat(), epochs=epochs, steps_per_epoch=epoch_steps, callbacks=callbacks, verbose=0, shuffle=False)
     return TrainingRun(model, output, stop.steps, stop.seconds)
 
 
@@ -146,6 +144,18 @@ def _measurement(config: Config, model: MaskRCNN) -> Callable[[], dict]:
     images, annotations = config.data.path("val", "images"), config.data.path("val", "annotations")
     predictor = Predictor(model)
     return lambda: evaluate(predictor, images, annotations, progress=False)
+
+
+@contextmanager
+def _data_errors() -> Iterator[None]:
+    """tf.data wraps what a map raises in its own error; give the user the message that names the record."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = re.search(r"DataError: (.+)", str(error))
+        if found is None:
+            raise
+        raise DataError(found.group(1)) from error
 
 
 def _claim(output: Path) -> None:

@@ -183,10 +183,11 @@ def _box(bbox: list[Any], image: Record, where: str) -> tuple[float, float, floa
     if len(bbox) != 4 or not all(_is_number(value) for value in bbox):
         raise DataError(f"{where}: bbox must be four finite numbers x, y, w, h, got {bbox!r}")
     x, y, width, height = bbox
-    if width <= 0 or height <= 0:
-        raise DataError(f"{where}: bbox must have a positive width and height, got {bbox!r}")
+    if width < 0 or height < 0:
+        raise DataError(f"{where}: bbox must not have a negative width or height, got {bbox!r}")
     top, left, bottom, right = max(y, 0.0), max(x, 0.0), min(y + height, image.height), min(x + width, image.width)
-    if bottom <= top or right <= left:
+    is_flat = width == 0 or height == 0  # COCO 2017 itself has two; they are left out of training and counted
+    if not is_flat and (bottom <= top or right <= left):
         raise DataError(f"{where}: bbox {bbox!r} lies outside image {image.image_id} of {image.height} x {image.width} pixels")
     return float(top), float(left), float(bottom), float(right)
 

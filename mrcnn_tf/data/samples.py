@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,13 +25,15 @@ class DataReport:
     """What is used of an annotation file and what is dropped.
 
     `empty_images` are the file names of images without an object to learn (none, or crowd regions only) that are left out;
-    `cut_images` tells, by file name, how many objects were left out of images with more than `data.max_ground_truth`.
+    `flat_objects` tells, by file name, how many objects were left out because their box has no width or no height, and
+    `cut_images` how many were left out of images with more than `data.max_ground_truth`.
     """
 
     path: Path
     num_images: int
     num_objects: int
     empty_images: tuple[str, ...]
+    flat_objects: Mapping[str, int]
     cut_images: Mapping[str, int]
 
     def log(self) -> None:
@@ -39,9 +41,10 @@ class DataReport:
         _LOG.info("%s: %d images with %d objects", self.path, self.num_images, self.num_objects)
         if self.empty_images:
             _LOG.warning("%s: left out %d images without objects: %s", self.path, len(self.empty_images), _few(self.empty_images))
-        if self.cut_images:
-            total, names = sum(self.cut_images.values()), [f"{name} ({count})" for name, count in self.cut_images.items()]
-            _LOG.warning("%s: left out the %d smallest objects of %d images: %s", self.path, total, len(names), _few(names))
+        for why, counts in (("objects whose box is empty", self.flat_objects), ("smallest objects", self.cut_images)):
+            if counts:
+                total, names = sum(counts.values()), [f"{name} ({count})" for name, count in counts.items()]
+                _LOG.warning("%s: left out the %d %s of %d images: %s", self.path, total, why, len(names), _few(names))
 
 
 def select_records(
@@ -57,18 +60,30 @@ def select_records(
     Returns:
         The records with the objects that are kept, and what was left out.
     """
-    learnable = [r for r in annotations.records if keep_empty or not all(item.crowd for item in r.objects)]
+    solid = [replace(record, objects=tuple(filter(_has_area, record.objects))) for record in annotations.records]
+    learnable = [r for r in solid if keep_empty or not all(item.crowd for item in r.objects)]
     kept = tuple(replace(record, objects=_largest(record.objects, max_ground_truth)) for record in learnable)
-    counts = {new.file_name: len(old.objects) - len(new.objects) for old, new in zip(learnable, kept, strict=True)}
     used = {record.image_id for record in kept}
     report = DataReport(
         path=annotations.path,
         num_images=len(kept),
         num_objects=sum(len(record.objects) for record in kept),
         empty_images=tuple(record.file_name for record in annotations.records if record.image_id not in used),
-        cut_images={name: count for name, count in counts.items() if count},
+        flat_objects=_lost(annotations.records, solid),
+        cut_images=_lost(learnable, kept),
     )
     return kept, report
+
+
+def _has_area(item: CocoObject) -> bool:
+    top, left, bottom, right = item.box
+    return bottom > top and right > left
+
+
+def _lost(before: Iterable[Record], after: Iterable[Record]) -> dict[str, int]:
+    """How many objects fewer each image has, by file name."""
+    counts = {new.file_name: len(old.objects) - len(new.objects) for old, new in zip(before, after, strict=True)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def has_masks(annotations: CocoAnnotations) -> bool:

@@ -58,10 +58,7 @@ class ScatterRows(keras.layers.Layer):
     def call(self, flat: tf.Tensor, rows: tf.Tensor, is_valid: tf.Tensor) -> tf.Tensor:
         """Scatter; in a static graph every row is there already."""
         tail = list(flat.shape[1:])
-        if in_static_graph():
-            padded = flat
-        else:
-            padded = tf.scatter_nd(rows[:, None], flat, [tf.size(is_valid), *tail])
+        padded = flat if in_static_graph() else tf.scatter_nd(rows[:, None], flat, [tf.size(is_valid), *tail])
         padded = tf.reshape(padded, [-1, is_valid.shape[1], *tail])
         return tf.where(tf.reshape(is_valid, [-1, is_valid.shape[1], *[1] * len(tail)]), padded, 0.0)
 

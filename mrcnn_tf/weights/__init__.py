@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import keras
@@ -34,14 +34,3 @@ def load_backbone_weights(backbone: keras.Model, config: BackboneConfig) -> None
         from mrcnn_tf.weights import keras_applications
 
         keras_applications.load_imagenet(backbone, config.name)
-
-
-def imagenet_preprocessing(name: str) -> dict[str, Any]:
-    """`pixel_mean`, `pixel_std` and `channel_order` that the ImageNet weights of a trunk were trained with."""
-    if name.startswith("efficientnet_lite"):
-        from mrcnn_tf.weights import efficientnet_lite
-
-        return dict(efficientnet_lite.PREPROCESSING)
-    from mrcnn_tf.weights import keras_applications
-
-    return dict(keras_applications.PREPROCESSING)

@@ -17,8 +17,6 @@ from mrcnn_tf.modeling.layers import ConvNorm, DepthwiseConvNorm
 from mrcnn_tf.weights.assign import NormArrays, PretrainedWeightsError, assign_layers, conv_norm_arrays
 from mrcnn_tf.weights.torch_files import read_torch_file
 
-PREPROCESSING = {"pixel_mean": (127.0, 127.0, 127.0), "pixel_std": (128.0, 128.0, 128.0), "channel_order": "rgb"}
-"""What the weights were trained with."""
 RESOLUTIONS = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
 """Side of the square images they were trained with, pixels."""
 HEAD_WIDTH = 1280
@@ -53,7 +51,7 @@ def imagenet_classifier(name: str) -> keras.Model:
         name: as in `load_imagenet`.
 
     Returns:
-        A functional model: [B, H, W, 3] images normalised with `PREPROCESSING`, best at `RESOLUTIONS`, to [B, 1000]
+        A functional model: [B, H, W, 3] images normalised with `imagenet_preprocessing`, best at `RESOLUTIONS`, to [B, 1000]
         probabilities in ImageNet's order.
 
     Raises:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from mrcnn_tf.config import imagenet_preprocessing
 from mrcnn_tf.modeling.layers import ConvNorm
 from mrcnn_tf.weights.assign import NormArrays, PretrainedWeightsError, assign_layers, conv_norm_arrays
 
-PREPROCESSING = {"pixel_mean": (103.939, 116.779, 123.68), "pixel_std": (1.0, 1.0, 1.0), "channel_order": "bgr"}
-"""What the weights were trained with."""
 STRIDE_IN = "1x1"
 """The convolution of a bottleneck that carries the stride in these weights."""
 SOURCE_EPSILON = 1.001e-5
@@ -75,7 +74,7 @@ def _check_stride(backbone: keras.Model) -> None:
         raise PretrainedWeightsError(
             "The ResNet weights of keras.applications have the stride in the 1x1 convolution; set "
             f"model.backbone.stride_in to {STRIDE_IN} and model.preprocessing to "
-            + ", ".join(f"{key}={value}" for key, value in PREPROCESSING.items())
+            + ", ".join(f"{key}={value}" for key, value in imagenet_preprocessing("resnet50").items())
         )
 
 

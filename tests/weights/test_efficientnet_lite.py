@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrcnn_tf.config import BackboneConfig
+from mrcnn_tf.config import BackboneConfig, imagenet_preprocessing
 from mrcnn_tf.modeling.backbones import build_backbone
-from mrcnn_tf.weights import efficientnet_lite, imagenet_preprocessing, load_backbone_weights
+from mrcnn_tf.weights import efficientnet_lite, load_backbone_weights
 from mrcnn_tf.weights.assign import PretrainedWeightsError
 from mrcnn_tf.weights.torch_files import read_torch_file
 

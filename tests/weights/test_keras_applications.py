@@ -2,11 +2,11 @@ import keras
 import numpy as np
 import pytest
 
-from mrcnn_tf.config import BackboneConfig
+from mrcnn_tf.config import BackboneConfig, imagenet_preprocessing
 from mrcnn_tf.modeling import resnet
 from mrcnn_tf.modeling.backbones import build_backbone
 from mrcnn_tf.modeling.resnet import ResNetShape
-from mrcnn_tf.weights import imagenet_preprocessing, keras_applications, load_backbone_weights
+from mrcnn_tf.weights import keras_applications, load_backbone_weights
 from mrcnn_tf.weights.assign import PretrainedWeightsError
 
 

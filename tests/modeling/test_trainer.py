@@ -1,0 +1,185 @@
+"""The training step: one against two replicas, XLA against none, clipping, seeds, the empty cases, the compiled file."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mrcnn_tf.modeling.mask_rcnn import MaskRCNN, load_model
+from mrcnn_tf.optimizers import CoupledSGD
+from tests.batches import make_batch, with_model
+
+
+def fit(config, strategy, batches, *, jit_compile=False, optimizer=None, seed=3):
+    """Weights and losses after a few steps from the same start."""
+    keras.utils.set_random_seed(7)
+    with strategy.scope():
+        model = MaskRCNN(config)
+        model.compile(optimizer() if optimizer else keras.optimizers.SGD(0.05, momentum=0.9), jit_compile=jit_compile, seed=seed)
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter(batches), output_signature={k: tf.TensorSpec(v.shape, v.dtype) for k, v in batches[0].items()}
+    )
+    history = model.fit(dataset, verbose=0, shuffle=False)
+    weights = [keras.ops.convert_to_numpy(variable) for variable in model.trainable_variables]
+    return model, weights, {name: values[0] for name, values in history.history.items()}
+
+
+def one_device():
+    return tf.distribute.get_strategy()
+
+
+def two_devices():
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def unequal_batches(count=2):
+    """The halves of each batch differ in their number of objects, so that local normalisers would be wrong."""
+    return [make_batch(4, seed=10 + step, empty=(1,)) for step in range(count)]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "xla"])
+def test_two_replicas_take_the_step_of_one(tiny_config, jit_compile):
+    batches = unequal_batches(2 if not jit_compile else 1)
+    _, expected, expected_losses = fit(tiny_config, one_device(), batches, jit_compile=jit_compile)
+    _, found, losses = fit(tiny_config, two_devices(), batches, jit_compile=jit_compile)
+    for first, second in zip(expected, found, strict=True):
+        np.testing.assert_allclose(second, first, atol=1e-5)
+    for name, value in expected_losses.items():
+        assert losses[name] == pytest.approx(value, abs=1e-5)
+
+
+def test_xla_takes_the_same_step(tiny_config):
+    batches = [make_batch(2, seed=5)]
+    _, expected, expected_losses = fit(tiny_config, one_device(), batches)
+    _, found, losses = fit(tiny_config, one_device(), batches, jit_compile=True)
+    for name, value in expected_losses.items():
+        assert losses[name] == pytest.approx(value, abs=2e-4)
+    for first, second in zip(expected, found, strict=True):
+        np.testing.assert_allclose(second, first, atol=2e-4)
+
+
+def test_clipping_uses_the_norm_over_all_replicas(tiny_config):
+    """Keras clips before the all-reduce; were that mended, `_all_reduce_and_clip` could go, and this would still hold."""
+    batches = unequal_batches(1)
+
+    def clipped():
+        return keras.optimizers.SGD(1.0, global_clipnorm=0.01)
+
+    _, expected, _ = fit(tiny_config, one_device(), batches, optimizer=clipped)
+    _, found, _ = fit(tiny_config, two_devices(), batches, optimizer=clipped)
+    keras.utils.set_random_seed(7)
+    start = [keras.ops.convert_to_numpy(variable) for variable in MaskRCNN(tiny_config).trainable_variables]
+    moved = np.sqrt(sum(np.sum((after - before) ** 2) for after, before in zip(expected, start, strict=True)))
+    assert moved == pytest.approx(0.01, rel=1e-3)
+    for first, second in zip(expected, found, strict=True):
+        np.testing.assert_allclose(second, first, atol=1e-6)
+
+
+def test_keras_still_clips_before_the_all_reduce():
+    """When this fails Keras has mended its clipping, and `_all_reduce_and_clip` can go."""
+    strategy = two_devices()
+    with strategy.scope():
+        variable = keras.Variable(0.0)
+        optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
+        optimizer.build([variable])
+
+    def step():
+        gradient = tf.where(tf.distribute.get_replica_context().replica_id_in_sync_group == 0, 10.0, -9.0)
+        optimizer.apply_gradients([(gradient, variable)])
+
+    strategy.run(tf.function(step))
+    assert float(keras.ops.convert_to_numpy(variable)) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("empty", [(0,), (0, 1)], ids=["one", "all"])
+def test_images_without_objects_give_finite_losses_and_updates(tiny_config, empty):
+    model, weights, losses = fit(tiny_config, one_device(), [make_batch(2, empty=empty)])
+    assert all(np.isfinite(value) for value in losses.values())
+    assert all(np.isfinite(weight).all() for weight in weights)
+    if len(empty) == 2:
+        assert losses["mask_loss"] == losses["box_loss"] == losses["rpn_box_loss"] == 0
+    assert losses["loss"] == pytest.approx(sum(v for name, v in losses.items() if name != "loss"), rel=1e-5)
+    del model
+
+
+def test_one_pixel_and_zero_area_boxes_give_finite_losses(tiny_config):
+    batch = make_batch(2)
+    batch["gt_boxes"][0, 0] = [5, 5, 6, 6]
+    batch["gt_boxes"][0, 1] = [9, 9, 9, 30]
+    _, weights, losses = fit(tiny_config, one_device(), [batch])
+    assert all(np.isfinite(value) for value in losses.values())
+    assert all(np.isfinite(weight).all() for weight in weights)
+
+
+def test_the_sample_depends_on_seed_and_step_only(tiny_config):
+    batches = [make_batch(2, seed=5)]
+    _, _, first = fit(tiny_config, one_device(), batches, seed=1)
+    _, _, again = fit(tiny_config, one_device(), batches, seed=1)
+    _, _, other = fit(tiny_config, one_device(), batches, seed=2)
+    assert first == again
+    assert first["class_loss"] != other["class_loss"]
+
+
+def test_loss_weights(tiny_config):
+    batches = [make_batch(2)]
+    _, _, plain = fit(tiny_config, one_device(), batches)
+    _, _, doubled = fit(with_model(tiny_config, mask_head={"loss_weight": 2.0}), one_device(), batches)
+    assert doubled["mask_loss"] == pytest.approx(2 * plain["mask_loss"], rel=1e-5)
+    assert doubled["class_loss"] == pytest.approx(plain["class_loss"], rel=1e-5)
+
+
+def test_a_loaded_model_goes_on_training(tiny_config, tmp_path):
+    model, _, _ = fit(tiny_config, one_device(), [make_batch(2)], optimizer=lambda: CoupledSGD(0.05))
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = load_model(path, compile=True)
+    assert int(loaded.optimizer.iterations.numpy()) == 1
+    batch = make_batch(2, seed=9)
+    expected = model.train_on_batch(batch, return_dict=True)
+    assert loaded.train_on_batch(batch, return_dict=True)["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    for first, second in zip(model.trainable_variables, loaded.trainable_variables, strict=True):
+        np.testing.assert_allclose(second.numpy(), first.numpy(), atol=1e-6)
+
+
+def test_evaluate_and_predict_take_the_training_batches(tiny_config):
+    model, _, _ = fit(tiny_config, one_device(), [make_batch(2)])
+    dataset = tf.data.Dataset.from_tensors(make_batch(2)).repeat(2)
+    losses = model.evaluate(dataset, verbose=0, return_dict=True)
+    assert set(losses) == {"loss", *model.loss_weights}
+    found = model.predict(dataset, verbose=0)
+    assert found["detection_boxes"].shape == (4, model.config.box_head.max_detections, 4)
+
+
+def test_synchronised_norm_turns_xla_off_and_says_why(tiny_config, caplog):
+    model = MaskRCNN(with_model(tiny_config, fpn={"norm": "sync_batch"}))
+    with caplog.at_level("WARNING", logger="mrcnn_tf.train"):
+        model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
+    assert "XLA is off" in caplog.text
+    assert np.isfinite(model.train_on_batch(make_batch(2), return_dict=True)["loss"])
+
+
+def test_fit_traces_once(tiny_config):
+    model = MaskRCNN(tiny_config)
+    model.compile(keras.optimizers.SGD(0.01))
+    traces = []
+    step = model.train_step
+    model.train_step = lambda data: (traces.append(1), step(data))[1]
+    dataset = tf.data.Dataset.from_tensors(make_batch(2)).repeat(6)
+    model.fit(dataset, epochs=2, steps_per_epoch=3, verbose=0, shuffle=False)
+    assert len(traces) == 1
+
+
+@pytest.mark.slow
+def test_one_picture_overfits(tiny_config):
+    """The losses of a batch that is seen again and again fall to a fraction."""
+    keras.utils.set_random_seed(0)
+    model = MaskRCNN(tiny_config)
+    model.compile(CoupledSGD(0.02, global_clipnorm=5.0))
+    dataset = tf.data.Dataset.from_tensors(make_batch(2)).repeat(300)
+    model.fit(dataset.take(1), verbose=0, shuffle=False)
+    first = model.evaluate(dataset.take(1), verbose=0, return_dict=True)
+    model.fit(dataset, verbose=0, shuffle=False)
+    last = model.evaluate(dataset.take(1), verbose=0, return_dict=True)
+    assert last["class_loss"] + last["box_loss"] < 0.5 * (first["class_loss"] + first["box_loss"])
