@@ -8,7 +8,8 @@ from mrcnn_tf.ops.boxes import iou_matrix, overlap_fractions
 
 FOREGROUND, BACKGROUND, IGNORED = 1, 0, -1
 _TIE = 1e-6
-"""Overlaps closer than this are equal: XLA may round the same overlap differently in two fusions."""
+"""Overlaps that differ by less than this part are equal: XLA may round the same overlap differently in two fusions."""
+_BITS = 0xFFFFFFFF
 
 
 def match(
@@ -38,7 +39,7 @@ def match(
     foreground = best >= foreground_iou_threshold
     if allow_low_quality:
         best_of_gt = tf.reduce_max(overlaps, axis=1, keepdims=True)
-        foreground |= tf.reduce_any((overlaps > best_of_gt - _TIE) & (best_of_gt > 0), axis=-1)
+        foreground |= tf.reduce_any((overlaps > best_of_gt * (1 - _TIE)) & (best_of_gt > 0), axis=-1)
     unmatched = tf.where(best < background_iou_threshold, BACKGROUND, IGNORED)
     labels = tf.where(foreground, FOREGROUND, unmatched)
     return labels, tf.argmax(overlaps, axis=-1, output_type=tf.int32)
@@ -63,18 +64,21 @@ def ignore_crowd(labels: tf.Tensor, boxes: tf.Tensor, gt_boxes: tf.Tensor, crowd
 
 
 def random_keys(seeds: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
-    """Uniform numbers that depend on each image's own seed only, whatever the batch it is in.
+    """Uniform numbers that depend on each image's own seed only: not on the batch it is in, the device, or XLA.
+
+    TensorFlow's stateless generators give other numbers under XLA than outside of it, and a run would draw other samples.
 
     Args:
         seeds: [B, 2] int32.
         count: numbers per image.
 
     Returns:
-        [B, count] float32 in 0..1.
+        [B, count] float32 in 0..1, multiples of 2**-24.
     """
-    if seeds.shape[0] is None:
-        return tf.map_fn(lambda seed: tf.random.stateless_uniform([count], seed), seeds, fn_output_signature=tf.float32)
-    return tf.stack([tf.random.stateless_uniform([count], seed) for seed in tf.unstack(seeds)])
+    seeds = tf.cast(seeds, tf.int64)
+    state = _hash(_hash(seeds[:, :1]) + seeds[:, 1:])
+    bits = _hash(tf.bitwise.bitwise_xor(state, _hash(tf.range(count, dtype=tf.int64))[None, :]))
+    return tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * 2.0**-24
 
 
 def sample(
@@ -109,3 +113,15 @@ def _draw(candidates: tf.Tensor, keys: tf.Tensor, count: int) -> tuple[tf.Tensor
     keys = tf.pad(tf.where(candidates, keys, -1.0), [[0, 0], [0, count]], constant_values=-1.0)
     values, indices = tf.math.top_k(keys, k=count)
     return indices, tf.reduce_sum(tf.cast(values >= 0, tf.int32), axis=1, keepdims=True)
+
+
+def _hash(values: tf.Tensor) -> tf.Tensor:
+    """MurmurHash3's 32-bit finaliser, whose every output bit depends on every input bit, of `values + 2**32 / golden ratio`.
+
+    In int64, because TensorFlow computes int32 on the host when the rest runs on a GPU.
+    """
+    bits = tf.bitwise.bitwise_and(values + 0x9E3779B9, _BITS)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, shift))
+        bits = tf.bitwise.bitwise_and(bits * factor, _BITS)
+    return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, 16))
