@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
 import threading
 
+_LAST_LINES_SECONDS = 1.0
 _CHATTER = re.compile(
     rb"^(WARNING: All log messages before absl|.*cuInit"
     rb"|[IWE]\d{4} .*(PredictCost|computation_placer|cuda_|device_compiler|service\.cc))"
@@ -27,7 +29,9 @@ def silence_tensorflow() -> None:
     read_end, write_end = os.pipe()
     os.dup2(write_end, 2)
     os.close(write_end)
-    threading.Thread(target=_forward, args=(read_end, terminal), daemon=True).start()
+    forwarder = threading.Thread(target=_forward, args=(read_end, terminal), daemon=True)
+    forwarder.start()
+    atexit.register(_finish, forwarder, terminal)
 
 
 def _forward(read_end: int, terminal: int) -> None:
@@ -35,3 +39,9 @@ def _forward(read_end: int, terminal: int) -> None:
         for line in lines:
             if not _CHATTER.match(line):
                 os.write(terminal, line)
+
+
+def _finish(forwarder: threading.Thread, terminal: int) -> None:
+    """Let the last lines through: with descriptor 2 back on the terminal, the filter's pipe ends, unless a child holds it."""
+    os.dup2(terminal, 2)
+    forwarder.join(_LAST_LINES_SECONDS)
