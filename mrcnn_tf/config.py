@@ -10,7 +10,7 @@ import difflib
 import importlib.resources
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -212,9 +212,10 @@ class ModelConfig(_Section):
         if not isinstance(values, Mapping):
             return values
         backbone, preprocessing = values.get("backbone", {}), values.get("preprocessing", {})
-        if not isinstance(backbone, Mapping) or not isinstance(preprocessing, Mapping):
+        if not isinstance(preprocessing, Mapping):
             return values
-        constants = imagenet_preprocessing(str(backbone.get("name", "")))
+        name = backbone.get("name", "") if isinstance(backbone, Mapping) else getattr(backbone, "name", "")
+        constants = imagenet_preprocessing(str(name))
         return {**values, "preprocessing": {**constants, **preprocessing}}
 
     @property
@@ -285,7 +286,7 @@ class TrainConfig(_Section):
     learning_rate: float = Field(0.02, gt=0)
     """For reference_batch_size images a step."""
     reference_batch_size: int = Field(16, ge=1)
-    """The rate, and the lengths of 1x and 3x, are scaled linearly from this batch size to batch_size."""
+    """The rate is scaled linearly from this batch size to batch_size (the lengths of 1x and 3x from their 16)."""
     warmup_steps: int = Field(1000, ge=0)
     warmup_factor: float = Field(0.001, ge=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -320,13 +321,13 @@ class Config(_Section):
             categories: `{"id", "name"}` in class order; None takes those of `data.train.annotations`.
 
         Raises:
-            ConfigError: no categories are given and no training annotations are named.
+            ConfigError: no categories are given and no training annotations are named, or a category is not as above.
         """
         if categories is None:
             from mrcnn_tf.data.coco import read_categories
 
             categories = read_categories(self.data.path("train", "annotations"))
-        parsed = tuple(c if isinstance(c, Category) else Category(id=c["id"], name=c["name"]) for c in categories)
+        parsed = tuple(_category(category, number) for number, category in enumerate(categories, 1))
         return self.model_copy(update={"model": self.model.model_copy(update={"categories": parsed})})
 
     def to_yaml(self) -> str:
@@ -383,6 +384,13 @@ def parse(section: type[SectionT], values: Mapping[str, Any], origin: str) -> Se
         raise ConfigError("\n".join([f"{origin}:", *(f"  {line}" for line in lines)])) from error
 
 
+def _category(value: Category | Mapping[str, Any], number: int) -> Category:
+    if isinstance(value, Category):
+        return value
+    # COCO's categories have more keys (supercategory, keypoints): only these two are kept
+    return parse(Category, {key: value[key] for key in ("id", "name") if key in value}, f"category {number}")
+
+
 def _read_source(source: str | Path) -> tuple[str, str]:
     path = Path(source).expanduser()
     if path.is_file():
@@ -428,7 +436,10 @@ def _explain(section: type[BaseModel], item: Mapping[str, Any]) -> str:
 
 def _fields_at(section: type[BaseModel], location: list[str]) -> list[str]:
     for name in location:
+        if name.isdigit():  # a row of a tuple of sections, whose type the name before it has led to
+            continue
         annotation = section.model_fields[name].annotation if name in section.model_fields else None
+        annotation = next(iter(get_args(annotation)), annotation)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         section = annotation
