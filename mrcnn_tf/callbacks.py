@@ -21,10 +21,18 @@ _PLAIN_SECONDS = 15.0
 class LearningRateLog(keras.callbacks.Callback):
     """Puts the rate of the step just made into the logs, for the callbacks after it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = 0.0
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Note the rate: after the step the optimizer tells that of the next one."""
+        self.rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Add `learning_rate`."""
         if logs is not None:
-            logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+            logs["learning_rate"] = self.rate
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Add `learning_rate`."""
@@ -99,7 +107,7 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Print what was evaluated."""
-        found = {name: value for name, value in (logs or {}).items() if name.startswith("val_") and value is not None}
+        found = {name: value for name, value in (logs or {}).items() if name.startswith("val_")}
         if found:
             text = "  ".join(f"{name[4:]} {value:.4f}" for name, value in found.items())
             self._bar.console.print(f"step {self.steps}: {text}", highlight=False)
@@ -111,7 +119,10 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class CocoEvaluation(keras.callbacks.Callback):
-    """COCO AP on the validation set every few epochs and after the last step; adds `val_bbox_AP`, ... to the logs."""
+    """COCO AP on the validation set every few epochs and after the last step; adds `val_bbox_AP`, ... to the logs.
+
+    A figure that is None (nothing was there to measure) is left out: TensorBoard takes numbers only.
+    """
 
     def __init__(self, measure: Callable[[], dict], *, every: int, last_step: Callable[[], bool]) -> None:
         super().__init__()
@@ -124,8 +135,8 @@ class CocoEvaluation(keras.callbacks.Callback):
         if logs is None or not self.every or not ((epoch + 1) % self.every == 0 or self.last_step()):
             return
         for kind, figures in self.measure().items():
-            for figure in ("AP", "AP50", "AP75"):
-                logs[f"val_{kind}_{figure}"] = figures[figure]
+            measured = {figure: figures[figure] for figure in ("AP", "AP50", "AP75") if figures[figure] is not None}
+            logs.update({f"val_{kind}_{figure}": value for figure, value in measured.items()})
 
 
 class MetricsCsv(keras.callbacks.Callback):
