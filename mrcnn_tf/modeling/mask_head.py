@@ -68,8 +68,9 @@ class MaskPredictor(keras.layers.Layer):
         kernels = tf.gather(tf.transpose(tf.convert_to_tensor(self.kernel)), rows)
         side = features.shape[1]
         flat = tf.reshape(features, [-1, side * side, features.shape[3]])
-        logits = tf.matmul(flat, kernels[:, :, None])[..., 0] + tf.gather(tf.convert_to_tensor(self.bias), rows)[:, None]
-        return tf.reshape(logits, [-1, side, side])
+        # As a column: gathered from a vector, its gradient would be IndexedSlices and leave the path of dense gradients.
+        biases = tf.gather(tf.convert_to_tensor(self.bias)[:, None], rows)
+        return tf.reshape(tf.matmul(flat, kernels[:, :, None])[..., 0] + biases, [-1, side, side])
 
     def get_config(self) -> dict:
         """Constructor arguments."""
