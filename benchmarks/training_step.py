@@ -73,7 +73,7 @@ def measure(variant: str, steps: int) -> dict:
                 "categories": [{"id": i + 1, "name": str(i)} for i in range(80)],
                 "backbone": {"weights": None},
             },
-            "train": {"batch_size": 1, "precision": precision, "xla": "on" if variant == "xla" else "off"},
+            "train": {"batch_size": 1, "precision": precision, "xla": variant == "xla"},
         },
         "benchmark",
     )

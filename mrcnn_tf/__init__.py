@@ -10,7 +10,11 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from mrcnn_tf import _keras_names
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+_keras_names.register()
 
 __version__ = "0.1.0"
 
@@ -23,7 +27,7 @@ _PUBLIC = {
     "load_config": "mrcnn_tf.config",
     "shipped_configs": "mrcnn_tf.config",
 }
-_SUBMODULES = {"data", "ops", "modeling", "train", "evaluate", "predict"}
+_SUBMODULES = {"data", "ops", "modeling", "optimizers", "train", "evaluate", "predict"}
 
 __all__ = ["__version__", *_PUBLIC]
 

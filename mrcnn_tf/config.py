@@ -294,8 +294,8 @@ class TrainConfig(_Section):
     clip_norm: float | None = Field(None, gt=0)
     """Upper bound of the global gradient norm; None: no clipping."""
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
-    xla: Literal["auto", "on", "off"] = "auto"
-    """auto: on for GPUs, off for CPUs."""
+    xla: bool | Literal["auto"] = "auto"
+    """on, off, or auto: on for GPUs, off for CPUs."""
     strategy: Literal["auto", "none", "mirrored"] = "auto"
     """auto: mirrored when there are several GPUs."""
     epoch_steps: int | None = Field(None, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +29,6 @@ from mrcnn_tf.files import replacing
 from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
 from mrcnn_tf.optimizers import build_optimizer, num_steps
 from mrcnn_tf.predict import Predictor
-
-_XLA: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,12 @@ def train(config: Config, output: str | Path, *, progress: bool = True) -> Train
     _claim(output)
     config = config if config.model.categories else config.with_categories()
     dataset = training_dataset(config)
+    if config.model.mask_head.enabled and "gt_masks" not in dataset.element_spec:
+        print(
+            "note: the training data has boxes but no masks: training Faster R-CNN (model.mask_head.enabled=false)",
+            file=sys.stderr,
+        )
+        config = _without_masks(config)
     with replacing(output / "config.yaml") as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
     model = build_model(config)
@@ -98,7 +103,7 @@ def build_model(config: Config) -> MaskRCNN:
     try:
         with build_strategy(config.train).scope():
             model = MaskRCNN(config)
-            model.compile(build_optimizer(config.train), jit_compile=_XLA[config.train.xla], seed=config.train.seed)
+            model.compile(build_optimizer(config.train), jit_compile=config.train.xla, seed=config.train.seed)
     finally:
         keras.config.set_dtype_policy(before)
     return model
@@ -144,6 +149,11 @@ def _measurement(config: Config, model: MaskRCNN) -> Callable[[], dict]:
     images, annotations = config.data.path("val", "images"), config.data.path("val", "annotations")
     predictor = Predictor(model)
     return lambda: evaluate(predictor, images, annotations, progress=False)
+
+
+def _without_masks(config: Config) -> Config:
+    mask_head = config.model.mask_head.model_copy(update={"enabled": False})
+    return config.model_copy(update={"model": config.model.model_copy(update={"mask_head": mask_head})})
 
 
 @contextmanager

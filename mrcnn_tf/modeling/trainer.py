@@ -101,6 +101,10 @@ class RcnnTrainer(keras.Model):
     def _loss_shares(self, data: Any, *, training: bool) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """This replica's share of each weighted loss, whose sum over replicas is the loss; and that whole loss, for the logs."""
         batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if "mask_loss" in self.loss_weights and "gt_masks" not in batch:
+            raise ValueError(
+                "the batch has no gt_masks, which this model trains on; box-only data needs model.mask_head.enabled=false"
+            )
         batch = {**batch, "seeds": self._image_seeds(batch["images"])}
         terms = self._terms(batch, training)
         stacked = tf.stack([terms[name] for name in self.loss_weights])

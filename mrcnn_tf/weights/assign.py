@@ -11,7 +11,7 @@ import numpy as np
 from mrcnn_tf.modeling.layers import ConvNorm
 
 
-class PretrainedWeightsError(RuntimeError):
+class PretrainedWeightsError(ValueError):
     """Pretrained weights that cannot be had or do not fit; the message says what to do."""
 
 
