@@ -90,7 +90,7 @@ def layer(kind):
 
 @pytest.mark.parametrize("kind", ["align", "pool"])
 def test_pooling_takes_each_row_from_its_own_image(kind):
-    rows = tf.constant([0, 2, 5])
+    rows = tf.constant([0, 2, 3])
     found = layer(kind)(pyramid(), rois(), rows)
     assert found.shape == (3, 3, 3, 3)
     arguments = (pyramid(), tf.gather(tf.reshape(rois(), [6, 4]), rows), tf.constant([0, 0, 1]))

@@ -273,3 +273,16 @@ def test_l1_is_chosen_by_name():
     )
     assert l1 == pytest.approx(nearly_l1, rel=1e-4)
     assert smooth < l1
+
+
+def test_rows_that_could_not_be_drawn_add_nothing():
+    """More samples are asked for than there are anchors: only the normaliser grows."""
+    objectness, deltas = head_outputs(9)
+    count = sum(3 * height * width for height, width in LEVELS)
+    truth = [tf.zeros_like(value) for value in ground_truth()]
+    enough, too_many = (
+        RpnLosses(**{**OPTIONS, "num_samples": number})(objectness, deltas, make_anchors(), *truth, SEEDS)[0].numpy()
+        for number in (count, count + 50)
+    )
+    np.testing.assert_allclose(too_many[0], enough[0], rtol=1e-5)
+    assert (enough[1], too_many[1]) == (2 * count, 2 * (count + 50))
