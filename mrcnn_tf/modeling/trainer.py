@@ -85,8 +85,11 @@ class RcnnTrainer(keras.Model):
             local, reported = self._loss_shares(data, training=True)
             scaled = self.optimizer.scale_loss(tf.add_n(list(local.values())))
         gradients = self._all_reduce_and_clip(tape.gradient(scaled, values))
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return self._track(reported)
+        # A step for which the data has run out fails only when its batch is read. Whatever does not depend on the batch, as the
+        # count of iterations, would already have been updated by then.
+        with tf.control_dependencies(list(local.values())):
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+            return self._track(reported)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Losses of a batch, without an update."""
@@ -97,6 +100,12 @@ class RcnnTrainer(keras.Model):
         """Detections of a batch; ground truth in it is ignored."""
         batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self({key: batch[key] for key in _INFERENCE_KEYS}, training=False)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing: model, trackers and optimizer are built in `__init__` and `compile`.
+
+        Keras 3.15.1 would average a batch over the replicas here, which fails for booleans (`gt_crowd`).
+        """
 
     def _loss_shares(self, data: Any, *, training: bool) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """This replica's share of each weighted loss, whose sum over replicas is the loss; and that whole loss, for the logs."""
