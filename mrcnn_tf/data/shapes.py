@@ -27,10 +27,10 @@ NUM_OBJECTS = (3, 8)
 OBJECT_SIDE = (12, 64)
 """Shortest and longest side of an object's box, whole or visible, pixels."""
 
-_MIN_VISIBLE = 0.4
+_MIN_VISIBLE = 0.5
 """No object may end up with less of its area in sight."""
-_NEIGHBOUR_PROBABILITY = 0.55
-"""How often a new object is put where it touches an earlier one: gives about half of all objects an overlap."""
+_NEIGHBOUR_PROBABILITY = 0.2
+"""How often a new object is put where it touches an earlier one: about a third of all objects end up partly hidden."""
 _NUM_TRIES = 40
 _NUM_COLOURS = 8
 """Colours drawn of which the one that stands out most is taken."""

@@ -180,6 +180,8 @@ def test_bfloat16_keeps_geometry_in_float32(tiny_config, tmp_path):
     layers = {layer.name: layer for layer in [*model.layers, *model.training_graph.layers]}
     assert all(layers[name].compute_dtype == "float32" for name in float32_layers)
     assert model.fpn.get_layer("output2").compute_dtype == "bfloat16"
+    model.compile(keras.optimizers.SGD(0.01), jit_compile=False)
+    assert all(np.isfinite(value) for value in model.train_on_batch(make_batch(), return_dict=True).values())
     path = tmp_path / "bf16.keras"
     model.save(path)
     assert load_model(path).fpn.get_layer("output2").compute_dtype == "bfloat16"
