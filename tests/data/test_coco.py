@@ -104,8 +104,7 @@ def _annotation(**changes):
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        (_annotation(bbox=[10, 20, 0, 40]), "annotation 1: bbox .*positive"),
-        (_annotation(bbox=[10, 20, 30, -1]), "annotation 1: bbox .*positive"),
+        (_annotation(bbox=[10, 20, 30, -1]), "annotation 1: bbox .*negative"),
         (_annotation(bbox=[10, 20, float("nan"), 40]), "annotation 1: bbox .*finite"),
         (_annotation(bbox=[10, 20, float("inf"), 40]), "annotation 1: bbox .*finite"),
         (_annotation(bbox=[10, 20, 30]), "annotation 1: bbox .*four"),

@@ -146,6 +146,22 @@ def test_what_is_dropped_is_counted_and_named(folder, caplog):
     assert all(text in caplog.text for text in ("3.png, 4.png", "1.png (1)", "2 images with 2 objects"))
 
 
+def test_boxes_without_area_are_left_out_counted_and_named(folder, caplog):
+    """COCO 2017 has two of them."""
+    content = json.loads((folder / "instances.json").read_text())
+    content["annotations"][0]["bbox"][3] = 0
+    (folder / "instances.json").write_text(json.dumps(content))
+    with caplog.at_level("WARNING", logger="mrcnn_tf.data"):
+        records, report = select_records(read_annotations(folder / "instances.json"), max_ground_truth=100, keep_empty=True)
+        report.log()
+    image = next(entry for entry in content["images"] if entry["id"] == content["annotations"][0]["image_id"])
+    assert report.flat_objects == {image["file_name"]: 1}
+    assert "box is empty" in caplog.text
+    assert image["file_name"] in caplog.text
+    kept = [item.annotation_id for record in records for item in record.objects]
+    assert sorted(kept) == sorted(entry["id"] for entry in content["annotations"][1:])
+
+
 def test_images_without_objects_are_kept_if_asked(folder):
     (batch,) = list(_dataset(folder, _config(keep_empty=True), batch_size=4, training=False))
     assert (batch["gt_classes"].numpy() > 0).sum(axis=1).tolist() == [2, 1, 1, 0]
