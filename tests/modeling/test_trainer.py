@@ -131,8 +131,9 @@ def test_the_sample_depends_on_seed_and_step_only(tiny_config):
     _, _, first = fit(tiny_config, one_device(), batches, seed=1)
     _, _, again = fit(tiny_config, one_device(), batches, seed=1)
     _, _, other = fit(tiny_config, one_device(), batches, seed=2)
-    assert first == again
-    assert first["class_loss"] != other["class_loss"]
+    # The same sample; threads may add the same losses up in another order.
+    assert first == pytest.approx(again, rel=1e-5)
+    assert first["class_loss"] != pytest.approx(other["class_loss"], rel=1e-4)
 
 
 def test_loss_weights(tiny_config):
