@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Model Garden brings Keras 2 and much else, so its tests have an environment of their own.
+GARDEN := $(VENV)-model-garden
 
 .PHONY: demo test test-slow lint setup clean
 
@@ -30,8 +32,14 @@ lint: $(READY)
 test: lint
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadscope
 
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+test-slow: $(READY) $(GARDEN)/.ready
+	MRCNN_TF_MODEL_GARDEN_PYTHON=$(abspath $(GARDEN))/bin/python $(BIN)/python -m pytest -m slow
+
+$(GARDEN)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(GARDEN)
+	$(GARDEN)/bin/python -m pip install --quiet --upgrade pip
+	$(GARDEN)/bin/python -m pip install --quiet '.[model-garden]'
+	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(GARDEN) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

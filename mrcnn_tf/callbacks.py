@@ -110,7 +110,7 @@ class ProgressBar(keras.callbacks.Callback):
         found = {name: value for name, value in (logs or {}).items() if name.startswith("val_")}
         if found:
             text = "  ".join(f"{name[4:]} {value:.4f}" for name, value in found.items())
-            self._bar.console.print(f"step {self.steps}: {text}", highlight=False)
+            self._bar.console.print(f"step {self.steps}: {text}", highlight=False, soft_wrap=True)
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Take the bar down."""

@@ -90,6 +90,38 @@ def predict(
             raise typer.Exit(1)
 
 
+@app.command("import-weights")
+def import_weights(
+    source: Annotated[Path, typer.Argument(help="A checkpoint of torchvision, detectron2, Model Garden or matterport.")],
+    output: Annotated[Path, typer.Option(help="The .keras file to write.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="model.section.key=value ..., for what the parameters cannot tell.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    format: Annotated[str, typer.Option(help="auto, torchvision, detectron2, model-garden or matterport.")] = "auto",
+    part: Annotated[str, typer.Option(help="all, or backbone: an ImageNet trunk, or that of a whole model.")] = "all",
+    class_names: Annotated[
+        Path | None, typer.Option(help="One class name per line, or a COCO JSON whose categories are taken.")
+    ] = None,
+    norm_eps: Annotated[float | None, typer.Option(min=0, help="eps of the norms. Default: the architecture's own.")] = None,
+) -> None:
+    """Turn a checkpoint of another system into a .keras file that computes what the original computes."""
+    with _readable_errors():
+        if part not in ("all", "backbone"):
+            raise ValueError(f"--part must be all or backbone, got {part!r}")
+        if output.suffix != ".keras":
+            raise ValueError(f"--output must be a .keras file, got {output}")
+        silence_tensorflow()
+        from mrcnn_tf.weights.importer import write_model, write_trunk
+
+        if part == "backbone":
+            lines = write_trunk(source, output)
+        else:
+            names = None if class_names is None else _class_names(class_names)
+            lines = write_model(source, output, format=format, norm_epsilon=norm_eps, categories=names, overrides=overrides or [])
+        typer.echo("\n".join(lines))
+
+
 @app.command()
 def shapes(
     output: Annotated[Path, typer.Option(help="Gets images/ and instances_<split>.json.")],
@@ -145,6 +177,12 @@ def _readable_errors() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+def _class_names(path: Path) -> Any:
+    from mrcnn_tf.data.class_names import read_class_names
+
+    return read_class_names(path)
 
 
 def _load_predictor(path: Path, min_size: int | None, max_size: int | None) -> Any:

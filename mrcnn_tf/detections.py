@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mrcnn_tf.paste import Rle, encode_masks, paste_masks
+from mrcnn_tf.paste import PasteRule, Rle, encode_masks, paste_masks
 
 if TYPE_CHECKING:
     import supervision
@@ -26,9 +26,10 @@ class Detections:
         mask_probs: [N, 28, 28] float32, the probability in the frame of the box; None when the model has no masks.
         image_size: (height, width) of the original image.
         categories: `{"id", "name"}` of the model; position i is class i + 1.
+        paste: how masks are laid over their boxes, see `mrcnn_tf.paste.PasteRule`.
 
     Raises:
-        ValueError: the arrays do not have these shapes, or a class has no category.
+        ValueError: the arrays do not have these shapes, a class has no category, or there is no such rule.
     """
 
     boxes: NDArray[np.float32]
@@ -37,6 +38,7 @@ class Detections:
     mask_probs: NDArray[np.float32] | None
     image_size: tuple[int, int]
     categories: tuple[Mapping[str, Any], ...]
+    paste: PasteRule = "centred"
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -48,6 +50,8 @@ class Detections:
             raise ValueError(f"mask_probs must be [{count}, rows, columns], got {self.mask_probs.shape}")
         if count and not (self.classes.min() >= 1 and self.classes.max() <= len(self.categories)):
             raise ValueError(f"classes must be in 1..{len(self.categories)}, got {sorted(set(self.classes.tolist()))}")
+        if self.paste not in get_args(PasteRule):
+            raise ValueError(f"paste must be one of {', '.join(get_args(PasteRule))}, got {self.paste!r}")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -73,11 +77,11 @@ class Detections:
 
     def masks(self) -> NDArray[np.bool_] | None:
         """The masks, bool [N, height, width]; None when the model has none."""
-        return None if self.mask_probs is None else paste_masks(self.mask_probs, self.boxes, self.image_size)
+        return None if self.mask_probs is None else paste_masks(self.mask_probs, self.boxes, self.image_size, rule=self.paste)
 
     def rles(self) -> list[Rle] | None:
         """The masks as COCO run lengths, `{"size": [height, width], "counts": str}`; None when the model has none."""
-        return None if self.mask_probs is None else encode_masks(self.mask_probs, self.boxes, self.image_size)
+        return None if self.mask_probs is None else encode_masks(self.mask_probs, self.boxes, self.image_size, rule=self.paste)
 
     def to_supervision(self) -> supervision.Detections:
         """The same as `supervision.Detections`: xyxy, mask, confidence, class_id (1..K) and `data["class_name"]`."""

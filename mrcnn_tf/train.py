@@ -29,6 +29,7 @@ from mrcnn_tf.files import replacing
 from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
 from mrcnn_tf.optimizers import build_optimizer, num_steps
 from mrcnn_tf.predict import Predictor
+from mrcnn_tf.weights import complete
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def train(config: Config, output: str | Path, *, progress: bool = True) -> Train
     output = Path(output)
     _claim(output)
     config = config if config.model.categories else config.with_categories()
+    config = config.model_copy(update={"model": complete(config.model)})
     dataset = training_dataset(config)
     if config.model.mask_head.enabled and "gt_masks" not in dataset.element_spec:
         print(
@@ -79,9 +81,7 @@ def train(config: Config, output: str | Path, *, progress: bool = True) -> Train
     total = num_steps(config.train)
     epoch_steps = min(config.train.epoch_steps or len(dataset), total)
     stop = StopConditions(total, config.train.max_minutes)
-    callbacks = _callbacks(config, model, output, stop, total)
-    if progress:
-        callbacks.insert(1, ProgressBar(total))
+    callbacks = _callbacks(config, model, output, stop, ProgressBar(total) if progress else None)
     epochs = math.ceil(total / epoch_steps)
     with _data_errors():
         model.fit(dataset.repeat(), epochs=epochs, steps_per_epoch=epoch_steps, callbacks=callbacks, verbose=0, shuffle=False)
@@ -125,7 +125,9 @@ def build_strategy(config: TrainConfig) -> tf.distribute.Strategy:
     return strategy
 
 
-def _callbacks(config: Config, model: MaskRCNN, output: Path, stop: StopConditions, total: int) -> list[keras.callbacks.Callback]:
+def _callbacks(
+    config: Config, model: MaskRCNN, output: Path, stop: StopConditions, bar: ProgressBar | None
+) -> list[keras.callbacks.Callback]:
     evaluates = config.train.eval_every > 0 and config.data.val.annotations is not None
     kinds = ("bbox", "segm") if config.model.mask_head.enabled else ("bbox",)
     figures = [f"val_{kind}_{figure}" for kind in kinds for figure in ("AP", "AP50", "AP75")] if evaluates else []
@@ -133,9 +135,9 @@ def _callbacks(config: Config, model: MaskRCNN, output: Path, stop: StopConditio
     callbacks: list[keras.callbacks.Callback] = [LearningRateLog(), stop]
     if evaluates:
         measure = _measurement(config, model)
-        callbacks.append(
-            CocoEvaluation(measure, every=config.train.eval_every, last_step=lambda: stop.steps >= total or model.stop_training)
-        )
+        callbacks.append(CocoEvaluation(measure, every=config.train.eval_every, last_step=lambda: model.stop_training))
+    # After the evaluation, whose figures it prints.
+    callbacks += [bar] if bar else []
     monitor = f"val_{kinds[-1]}_AP"
     return [
         *callbacks,

@@ -65,10 +65,11 @@ def draw_detections(image: NDArray[np.uint8], detections: Detections, *, score_t
     shown = detections.above(score_threshold)
     canvas, factor = _enlarged(image)
     boxes = shown.boxes * factor
+    paste = partial(paste_region, image_size=canvas.shape[:2], rule=shown.paste)
     instances = [
         _Instance(
             box=tuple(box.tolist()),
-            region=None if shown.mask_probs is None else partial(paste_region, shown.mask_probs[row], box, canvas.shape[:2]),
+            region=None if shown.mask_probs is None else partial(paste, shown.mask_probs[row], box),
             labels=(f"{name} {score:.2f}", f"{score:.2f}"),
         )
         for row, (box, name, score) in enumerate(zip(boxes, shown.category_names, shown.scores, strict=True))

@@ -31,9 +31,9 @@ def make_batch(
     }
 
 
-def with_model(config: Config, **sections: dict[str, Any]) -> Config:
-    """The configuration with some keys of the model's sections changed."""
+def with_model(config: Config, **sections: Any) -> Config:
+    """The configuration with some keys of the model's sections changed, or some keys of the model itself."""
     values = config.model.model_dump()
     for name, changes in sections.items():
-        values[name] = {**values[name], **changes}
+        values[name] = {**values[name], **changes} if isinstance(changes, dict) else changes
     return config.model_copy(update={"model": ModelConfig.model_validate(values)})

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
 from mrcnn_tf.detections import Detections
+from mrcnn_tf.paste import paste_masks
 
 CATEGORIES = ({"id": 7, "name": "cat"}, {"id": 3, "name": "dog"})
 
@@ -50,6 +52,20 @@ def test_masks_and_run_lengths_agree():
     for mask, rle in zip(masks, found.rles(), strict=True):
         assert isinstance(rle["counts"], str)
         assert np.array_equal(coco_mask.decode(rle), mask)
+
+
+def test_masks_are_pasted_as_the_detections_say():
+    found = detections(2)
+    masks = {}
+    for paste in ("centred", "expanded", "stretched"):
+        kept = replace(found, paste=paste).above(0.0)
+        assert kept.paste == paste
+        masks[paste] = kept.masks()
+        assert np.array_equal(masks[paste], paste_masks(found.mask_probs, found.boxes, found.image_size, rule=paste))
+        assert np.array_equal(np.stack([coco_mask.decode(rle) for rle in kept.rles()]), masks[paste])
+    assert np.array_equal(found.masks(), masks["centred"])
+    assert (masks["centred"] != masks["expanded"]).any()
+    assert (masks["centred"] != masks["stretched"]).any()
 
 
 def test_supervision_gets_corners_masks_and_names():
@@ -109,6 +125,7 @@ def test_nothing_found(masks):
         ({"mask_probs": np.zeros((2, 28, 28), np.float32)}, "mask_probs"),
         ({"classes": np.array([0, 1, 2], np.int32)}, r"1\.\.2"),
         ({"classes": np.array([1, 2, 3], np.int32)}, r"1\.\.2"),
+        ({"paste": "glued"}, "paste must be one of centred, expanded, stretched, got 'glued'"),
     ],
 )
 def test_impossible_detections_are_refused(change, message):

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_tf.config import ModelConfig
 from mrcnn_tf.detections import Detections
+from mrcnn_tf.paste import paste_masks
 from mrcnn_tf.predict import Predictor, predict_files, to_detections
 
 CATEGORIES = ({"id": 9, "name": "thing"}, {"id": 4, "name": "other"})
@@ -18,15 +19,24 @@ CATEGORIES = ({"id": 9, "name": "thing"}, {"id": 4, "name": "other"})
 class RedFinder:
     """A stand-in that keeps the model's contract: the box around all that is bright and red, and rows of padding."""
 
-    def __init__(self, **preprocessing):
-        self.config = ModelConfig(categories=CATEGORIES, preprocessing={"min_size": 96, "max_size": 160, **preprocessing})
-        self.sizes = []
+    def __init__(self, *, paste="centred", box_ends="exclusive", **preprocessing):
+        self.config = ModelConfig(
+            categories=CATEGORIES,
+            preprocessing={"min_size": 96, "max_size": 160, **preprocessing},
+            mask_head={"paste": paste},
+            box_ends=box_ends,
+        )
 
     def __call__(self, inputs, training):
         assert training is False
         images, sizes = inputs["images"], inputs["image_sizes"]
         tf.debugging.assert_equal(tf.shape(images)[1:3] % 32, 0)
-        outside = tf.reduce_sum(images) - tf.reduce_sum(images[:, : sizes[0, 0], : sizes[0, 1]])
+        preprocessing = self.config.preprocessing
+        if preprocessing.padding == "square":
+            tf.debugging.assert_equal(tf.shape(images)[1:3], preprocessing.max_size)
+        missing = tf.shape(images)[1:3] - sizes[0]
+        top, left = tf.unstack(missing // 2 if preprocessing.placement == "centre" else missing * 0)
+        outside = tf.reduce_sum(images) - tf.reduce_sum(images[:, top : top + sizes[0, 0], left : left + sizes[0, 1]])
         tf.debugging.assert_near(outside / tf.reduce_sum(images + 1), 0.0, atol=1e-6)
         red = tf.cast(tf.where((images[0, :, :, 0] > 128) & (images[0, :, :, 1] < 128)), tf.float32)
         found = tf.shape(red)[0] > 0
@@ -61,12 +71,22 @@ def full_detections(image, score=0.9):
     )
 
 
+PREPROCESSING = {
+    "detectron2": {},
+    "torchvision": {"antialias": False, "quantize": False, "resize_rounding": "floor"},
+    "model_garden": {"antialias": False, "resize_rounding": "half_even", "padding": "square"},
+    "matterport": {"resize_rounding": "half_even", "enlarge_only": True, "padding": "square", "placement": "centre"},
+    "centred": {"placement": "centre"},
+}
+
+
+@pytest.mark.parametrize("how", PREPROCESSING.values(), ids=PREPROCESSING)
 @pytest.mark.parametrize(
     ("size", "box"),
     [((48, 64), (10, 20, 30, 50)), ((333, 200), (40, 30, 300, 100)), ((61, 397), (11, 50, 51, 350)), ((96, 96), (0, 0, 96, 96))],
 )
-def test_boxes_come_back_in_pixels_of_the_picture(size, box):
-    found = Predictor(RedFinder())(picture(*size, box))
+def test_boxes_come_back_in_pixels_of_the_picture(size, box, how):
+    found = Predictor(RedFinder(**how))(picture(*size, box))
     # The box without area is gone, and the padding.
     assert len(found) == 1
     pixel = max(1.0, max(size) / 160 + 0.5, min(size) / 96 + 0.5)
@@ -76,11 +96,74 @@ def test_boxes_come_back_in_pixels_of_the_picture(size, box):
     assert found.masks()[0].sum() == pytest.approx((box[2] - box[0]) * (box[3] - box[1]), rel=0.1)
 
 
-def test_all_sizes_share_one_trace():
-    predictor = Predictor(RedFinder())
+@pytest.mark.parametrize("how", PREPROCESSING.values(), ids=PREPROCESSING)
+def test_all_sizes_share_one_trace(how):
+    predictor = Predictor(RedFinder(**how))
     for size in [(40, 60), (61, 50), (1, 1), (300, 20)]:
         predictor(picture(*size, (0, 0, *size)))
     assert predictor._detect.experimental_get_tracing_count() == 1
+
+
+class Inputs:
+    """A stand-in that finds nothing and keeps what it was given."""
+
+    def __init__(self, **preprocessing):
+        self.config = ModelConfig(categories=CATEGORIES, preprocessing=preprocessing, mask_head={"enabled": False})
+
+    def __call__(self, inputs, training):
+        tf.py_function(self.keep, [inputs["images"], inputs["image_sizes"]], [])
+        return {
+            "detection_boxes": tf.zeros([1, 0, 4]),
+            "detection_classes": tf.zeros([1, 0], tf.int32),
+            "detection_scores": tf.zeros([1, 0]),
+            "num_detections": tf.zeros([1], tf.int32),
+        }
+
+    def keep(self, images, sizes):
+        self.image, self.size = images[0].numpy(), tuple(sizes[0].numpy())
+
+
+def test_the_network_gets_whole_grey_levels_or_floats():
+    image = np.random.default_rng(0).integers(0, 256, (33, 47, 3)).astype(np.uint8)
+    whole, broken = Inputs(min_size=50, max_size=80), Inputs(min_size=50, max_size=80, quantize=False)
+    for model in (whole, broken):
+        assert len(Predictor(model)(image)) == 0
+        assert model.size == (50, 71)
+    by_pillow = np.asarray(Image.fromarray(image).resize((71, 50), Image.Resampling.BILINEAR)).astype(int)
+    assert np.array_equal(whole.image, np.round(whole.image))
+    assert np.abs(whole.image[:50, :71] - by_pillow).max() <= 1
+    assert (broken.image != np.round(broken.image)).any()
+    assert np.abs(broken.image[:50, :71] - by_pillow).max() < 1.01
+
+
+@pytest.mark.parametrize(
+    ("how", "size", "padded", "corner"),
+    [
+        ({}, (96, 130), (96, 160), (0, 0)),
+        ({"resize_rounding": "floor"}, (96, 129), (96, 160), (0, 0)),
+        ({"placement": "centre"}, (96, 130), (96, 160), (0, 15)),
+        ({"padding": "square"}, (96, 130), (160, 160), (0, 0)),
+        ({"padding": "square", "placement": "centre"}, (96, 130), (160, 160), (32, 15)),
+        ({"padding": "square", "max_size": 150}, (96, 130), (160, 160), (0, 0)),  # a multiple of 32 all the same
+        ({"enlarge_only": True, "min_size": 20}, (40, 54), (64, 64), (0, 0)),
+    ],
+)
+def test_where_the_picture_lies_in_the_input(how, size, padded, corner):
+    model = Inputs(**{"min_size": 96, "max_size": 160, **how})
+    Predictor(model)(np.full((40, 54, 3), 7, np.uint8))
+    assert model.size == size
+    assert model.image.shape == (*padded, 3)
+    expected = np.zeros(padded, bool)
+    expected[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]] = True
+    assert np.array_equal(model.image.min(axis=-1) == 7, expected)
+    assert np.array_equal(model.image.max(axis=-1) == 0, ~expected)
+
+
+@pytest.mark.parametrize("paste", ["centred", "expanded", "stretched"])
+def test_masks_are_pasted_by_the_rule_of_the_model(paste):
+    found = Predictor(RedFinder(paste=paste))(picture(61, 97, (11, 20, 51, 70)))
+    assert found.paste == paste
+    assert np.array_equal(found.masks(), paste_masks(found.mask_probs, found.boxes, found.image_size, rule=paste))
 
 
 def test_sizes_can_be_given():
@@ -133,9 +216,52 @@ def test_boxes_are_clipped_to_the_picture():
         "detection_scores": np.array([0.9, 0.8, 0.0], np.float32),
         "num_detections": np.int32(2),
     }
-    found = to_detections(outputs, scale=(2.0, 3.0), image_size=(45, 80), categories=CATEGORIES)
+    found = to_detections(outputs, window=np.float32([0, 0, 90, 240]), image_size=(45, 80), categories=CATEGORIES)
     # The second lies wholly below the picture.
     assert found.boxes.tolist() == [[0, 0, 45, 80]]
+
+
+def test_boxes_that_are_not_clipped_stay_the_frames_of_their_masks():
+    outputs = {
+        "detection_boxes": np.array([[-10, 10, 100, 300], [90, 0, 120, 10]], np.float32),
+        "detection_classes": np.array([1, 2]),
+        "detection_scores": np.array([0.9, 0.8], np.float32),
+        "num_detections": np.int32(2),
+    }
+    window = np.float32([0, 0, 90, 240])
+    found = to_detections(outputs, window=window, image_size=(45, 80), categories=CATEGORIES, clip=False)
+    np.testing.assert_allclose(found.boxes, [[-5, 10 / 3, 50, 100]], rtol=1e-6)
+
+
+def undone(boxes, *, inclusive):
+    """Boxes of an input in which a picture of 50 x 100 became 99 x 199 and lies at (10, 20)."""
+    outputs = {
+        "detection_boxes": np.array(boxes, np.float32),
+        "detection_classes": np.ones(len(boxes), np.int32),
+        "detection_scores": np.ones(len(boxes), np.float32),
+        "num_detections": np.int32(len(boxes)),
+    }
+    window = np.float32([10, 20, 109, 219])
+    return to_detections(outputs, window=window, image_size=(50, 100), categories=CATEGORIES, inclusive=inclusive).boxes
+
+
+def test_the_offset_is_taken_off_and_each_axis_has_its_ratio():
+    whole, part = undone([[10, 20, 109, 219], [43, 119.5, 76, 219]], inclusive=False)
+    assert whole.tolist() == [0, 0, 50, 100]
+    np.testing.assert_allclose(part, [33 / 99 * 50, 50, 66 / 99 * 50, 100], rtol=1e-6)
+
+
+def test_inclusive_boxes_are_scaled_from_first_to_last_pixel():
+    """matterport: normalised by the window less one pixel, undone with the picture less one pixel."""
+    whole, part = undone([[10, 20, 109, 219], [43, 119, 76, 219]], inclusive=True)
+    assert whole.tolist() == [0, 0, 50, 100]
+    np.testing.assert_allclose(part, [33 / 98 * 49, 99 / 198 * 99, 65 / 98 * 49 + 1, 100], rtol=1e-6)
+
+
+@pytest.mark.parametrize("box_ends", ["exclusive", "inclusive"])
+def test_a_picture_of_one_pixel(box_ends):
+    found = Predictor(RedFinder(box_ends=box_ends, padding="square", placement="centre"))(picture(1, 1, (0, 0, 1, 1)))
+    assert found.boxes[0].tolist() == [0, 0, 1, 1]
 
 
 @pytest.fixture

@@ -69,6 +69,13 @@ def test_an_odd_number_of_steps_and_a_time_limit_end_the_run(tiny_config, tmp_pa
     )
 
 
+def test_progress_tells_losses_and_ap(tiny_config, tmp_path, capsys):
+    train(changed(tiny_config, num_steps=2, epoch_steps=1), tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("step 1/2") and "rpn_box" in line and "lr " in line for line in lines)
+    assert [line.split(":")[0] for line in lines if "segm_AP" in line] == ["step 1", "step 2"]
+
+
 def test_box_only_data_trains_faster_rcnn_and_says_so(tiny_config, shapes_dir, tmp_path, capsys):
     content = json.loads((shapes_dir / "instances_train.json").read_text())
     for annotation in content["annotations"]:

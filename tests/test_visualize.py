@@ -1,6 +1,7 @@
 """Drawings: what must be seen, where, and that nothing else is touched."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,17 @@ def test_a_soft_mask_is_pasted_where_its_half_is():
     drawn = draw_detections(grey(700, 800), found)
     assert (drawn[300, 320:480] == GREY).all()
     assert (drawn[300, 120:280] != GREY).any(axis=-1).all()
+
+
+@pytest.mark.parametrize("paste", ["centred", "expanded", "stretched"])
+def test_masks_are_painted_by_the_rule_of_the_detections(paste):
+    found = detections([[100.4, 100.7, 500.3, 640.9]], (700, 800))
+    middle = np.zeros((1, 28, 28), np.float32)
+    middle[:, 7:21, 7:21] = 1
+    found = replace(found, mask_probs=middle, paste=paste)
+    drawn = draw_detections(grey(700, 800), found)
+    # Away from the frame and its label.
+    assert np.array_equal((drawn != GREY).any(axis=-1)[150:450, 150:600], found.masks()[0, 150:450, 150:600])
 
 
 def test_without_masks_the_inside_of_a_box_stays():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,22 +148,28 @@ def _loader(
     reader: SampleReader, records: tuple[Record, ...], config: Config, *, training: bool, num_rows: int, masks: bool
 ) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Sample]:
     """The map from one line of the plan to one padded sample."""
-    image_size = config.data.image_size
-    max_size = config.data.max_size if training else config.model.preprocessing.max_size
+    image_size, how = config.data.image_size, config.model.preprocessing
+    size_of = partial(
+        training_size,
+        max_size=config.data.max_size if training else how.max_size,
+        image_size=image_size,
+        rounding=how.resize_rounding,
+        enlarge_only=how.enlarge_only,
+    )
     shapes = _shapes(num_rows)
     keys = [key for key in _DTYPES if masks or key != "gt_masks"]
 
     def read(index: np.ndarray, min_size: np.ndarray) -> tuple[np.ndarray, ...]:
         record, sample = records[index], reader.read(int(index))
-        size = training_size(record.height, record.width, min_size=int(min_size), max_size=max_size, image_size=image_size)
+        size = size_of(record.height, record.width, min_size=int(min_size))
         return np.array(size, np.int32), *(sample[key] for key in keys)
 
     def load(index: tf.Tensor, min_size: tf.Tensor, flip: tf.Tensor) -> Sample:
         size, *values = tf.numpy_function(read, [index, min_size], [tf.int32, *(_DTYPES[key] for key in keys)])
         sample = {key: tf.ensure_shape(value, shapes[key]) for key, value in zip(keys, values, strict=True)}
-        sample = resize_sample(sample, tf.ensure_shape(size, [2]), antialias=config.model.preprocessing.antialias)
+        sample = resize_sample(sample, tf.ensure_shape(size, [2]), antialias=how.antialias, quantize=how.quantize)
         sample = tf.cond(flip, lambda: flip_sample(sample), lambda: sample)
-        return pad_sample(sample, image_size)
+        return pad_sample(sample, image_size, how.placement)
 
     return load
 

@@ -16,8 +16,6 @@ from mrcnn_tf.ops import losses, matching, nms
 
 _FC_INIT = keras.initializers.VarianceScaling(1.0, mode="fan_in", distribution="uniform")
 _CONV_INIT = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
-_MAX_CANDIDATES = 5000
-"""Scored (region, class) pairs that reach the final NMS, the best first; far above what trained models produce."""
 
 
 def build_box_head(
@@ -160,9 +158,9 @@ class BoxLosses(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
 class DetectBoxes(keras.layers.Layer):
-    """Decode, clip, class-wise NMS, the best D.
+    """Decode, clip, class-wise NMS, the best D. With `best_class_only` a proposal stands for its best class alone, or for none.
 
-    Call with class_logits [B, P, K + 1], deltas [B, P, K or 1, 4], proposals [B, P, 4], is_valid [B, P], image_sizes [B, 2].
+    Call with class_logits [B, P, K + 1], deltas [B, P, K or 1, 4], proposals [B, P, 4], is_valid [B, P], windows [B, 4].
     Returns boxes [B, D, 4], classes [B, D] int32, scores [B, D], num_detections [B] int32 (`docs/contracts.md`).
     """
 
@@ -174,6 +172,9 @@ class DetectBoxes(keras.layers.Layer):
         nms_iou_threshold: float,
         max_detections: int,
         min_box_size: float,
+        pre_nms_top_k: int | None,
+        best_class_only: bool = False,
+        max_log_scale: float | None = box_ops.MAX_LOG_SCALE,
         **kwargs: Any,
     ) -> None:
         super().__init__(dtype="float32", **kwargs)
@@ -182,17 +183,24 @@ class DetectBoxes(keras.layers.Layer):
         self.nms_iou_threshold = nms_iou_threshold
         self.max_detections = max_detections
         self.min_box_size = min_box_size
+        self.pre_nms_top_k = pre_nms_top_k
+        self.best_class_only = best_class_only
+        self.max_log_scale = max_log_scale
 
     def call(
-        self, class_logits: tf.Tensor, deltas: tf.Tensor, proposals: tf.Tensor, is_valid: tf.Tensor, image_sizes: tf.Tensor
+        self, class_logits: tf.Tensor, deltas: tf.Tensor, proposals: tf.Tensor, is_valid: tf.Tensor, windows: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Detect."""
         num_proposals, num_classes = class_logits.shape[1], class_logits.shape[2] - 1
-        boxes = box_ops.clip(box_ops.decode(deltas, proposals[:, :, None, :], self.box_weights), image_sizes)
+        boxes = box_ops.decode(deltas, proposals[:, :, None, :], self.box_weights, self.max_log_scale)
+        boxes = box_ops.clip(boxes, windows)
         scores = tf.nn.softmax(class_logits)[..., 1:]
+        if self.best_class_only:
+            scores = tf.where(is_best(class_logits)[..., 1:], scores, 0.0)
         usable = box_ops.are_larger(boxes, self.min_box_size) & is_valid[..., None] & (scores > self.score_threshold)
         scores = tf.reshape(tf.where(usable, scores, nms.EXCLUDED_SCORE), [-1, num_proposals * num_classes])
-        scores, flat = tf.math.top_k(scores, k=min(_MAX_CANDIDATES, num_proposals * num_classes))
+        num_pairs = num_proposals * num_classes
+        scores, flat = tf.math.top_k(scores, k=min(self.pre_nms_top_k or num_pairs, num_pairs))
         # Float division keeps this exact below 2**24 pairs, and TFLite has it as one operation.
         roi = tf.cast(tf.floor((tf.cast(flat, tf.float32) + 0.5) / num_classes), tf.int32)
         classes = flat - roi * num_classes
@@ -219,6 +227,11 @@ class DetectBoxes(keras.layers.Layer):
             tf.where(is_detection, scores, 0.0),
             num_detections,
         )
+
+
+def is_best(logits: tf.Tensor) -> tf.Tensor:
+    """Whether a class has the highest logit, the first one where several have it: [..., C] -> [..., C] bool."""
+    return tf.range(logits.shape[-1]) == tf.argmax(logits, axis=-1, output_type=tf.int32)[..., None]
 
 
 def box_rows(classes: tf.Tensor, num_boxes: int) -> tf.Tensor:

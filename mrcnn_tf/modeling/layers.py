@@ -6,20 +6,16 @@ A layer's weights are found by name: `kernel`, `bias`, `gamma`, `beta`, `moving_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-NORMS = ("frozen", "batch", "sync_batch", "group", "none")
+from mrcnn_tf.modeling.norms import NORMS, add_frozen_norm, make_norm_layer
+
 PADDINGS = ("symmetric", "same")
 ACTIVATIONS = {None: tf.identity, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
-BATCH_NORM_MOMENTUM = 0.9
-"""Of the running statistics: torch's 0.1 read the other way round (Keras's 0.99 forgets too slowly for fine-tuning)."""
-GROUP_NORM_GROUPS = 32
-"""Wu & He, 2018, table 3."""
 
 Shape = tuple[int | None, ...]
 
@@ -105,7 +101,7 @@ class ConvNorm(keras.layers.Layer):
         if self.use_bias:
             self.bias = self.add_weight(name="bias", shape=(out_channels,), initializer="zeros", autocast=False)
         if self.norm == "frozen":
-            self._build_frozen_norm(out_channels)
+            add_frozen_norm(self, out_channels, self.gamma_initializer)
         elif self.norm != "none":
             self.norm_layer = self._make_norm_layer(out_channels)
             self.norm_layer.build((*self.compute_output_shape(input_shape)[:-1], out_channels))
@@ -145,20 +141,7 @@ class ConvNorm(keras.layers.Layer):
             "dtype": self.dtype_policy,
             "trainable": self.trainable,
         }
-        if self.norm in ("batch", "sync_batch"):
-            synchronized = self.norm == "sync_batch"
-            return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, synchronized=synchronized, name="norm", **shared)
-        return keras.layers.GroupNormalization(groups=math.gcd(GROUP_NORM_GROUPS, channels), name="norm", **shared)
-
-    def _build_frozen_norm(self, channels: int) -> None:
-        for name, initializer in (
-            ("gamma", self.gamma_initializer),
-            ("beta", "zeros"),
-            ("moving_mean", "zeros"),
-            ("moving_variance", "ones"),
-        ):
-            weight = self.add_weight(name=name, shape=(channels,), initializer=initializer, trainable=False, autocast=False)
-            setattr(self, name, weight)
+        return make_norm_layer(self.norm, channels, **shared)
 
     def _folded(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Kernel and bias of the convolution that equals convolution and frozen norm, float32."""
@@ -218,13 +201,14 @@ class DepthwiseConvNorm(ConvNorm):
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
 class Normalize(keras.layers.Layer):
-    """Pixels to network input: channel order, mean and standard deviation, and zeros in the padding."""
+    """Pixels to network input: channel order, mean and standard deviation, and what stands in the padding."""
 
     def __init__(
         self,
         pixel_mean: tuple[float, float, float],
         pixel_std: tuple[float, float, float],
         channel_order: str = "rgb",
+        padding_value: str = "mean",
         **kwargs: Any,
     ) -> None:
         """Configure the layer.
@@ -233,42 +217,45 @@ class Normalize(keras.layers.Layer):
             pixel_mean: subtracted, in the order of `channel_order`, in 0..255.
             pixel_std: divided by, in the same order.
             channel_order: "rgb", or "bgr" to reverse the channels of the RGB input.
+            padding_value: "mean" gives zeros in the padding, "black" what pixels of 0 become.
             **kwargs: `name`, `dtype`.
 
         Raises:
-            ValueError: an unknown channel order.
+            ValueError: an unknown channel order or padding value.
         """
         # Keras would round float images to the compute dtype before the subtraction.
         super().__init__(autocast=False, **kwargs)
         _check_choice("channel_order", channel_order, ("rgb", "bgr"))
+        _check_choice("padding_value", padding_value, ("mean", "black"))
         self.pixel_mean, self.pixel_std = (tuple(float(value) for value in values) for values in (pixel_mean, pixel_std))
-        self.channel_order = channel_order
+        self.channel_order, self.padding_value = channel_order, padding_value
 
-    def call(self, images: tf.Tensor, image_sizes: tf.Tensor) -> tf.Tensor:
+    def call(self, images: tf.Tensor, windows: tf.Tensor) -> tf.Tensor:
         """Normalise.
 
         Args:
-            images: [B, H, W, 3] RGB, 0..255, uint8 or float.
-            image_sizes: [B, 2] valid (height, width), pixels.
+            images: [B, H, W, 3] RGB, 0..255, uint8 or float; any value in the padding.
+            windows: [B, 4] boxes that the images cover, whole pixels.
 
         Returns:
-            [B, H, W, 3] in the compute dtype, 0 at and beyond `image_sizes`.
+            [B, H, W, 3] in the compute dtype.
         """
         pixels = tf.cast(images, tf.float32)
         if self.channel_order == "bgr":
             pixels = tf.reverse(pixels, [-1])
         mean, scale = tf.constant(self.pixel_mean, tf.float32), 1.0 / tf.constant(self.pixel_std, tf.float32)
-        normalised = (pixels - mean) * scale * _valid(tf.shape(images), image_sizes)
+        valid = _valid(tf.shape(images), windows)
+        normalised = (pixels - mean) * scale * valid if self.padding_value == "mean" else (pixels * valid - mean) * scale
         return tf.cast(normalised, self.compute_dtype)
 
-    def compute_output_shape(self, images_shape: Shape, image_sizes_shape: Shape) -> Shape:
+    def compute_output_shape(self, images_shape: Shape, windows_shape: Shape) -> Shape:
         """The shape of the images."""
         return images_shape
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        own = {"pixel_mean": self.pixel_mean, "pixel_std": self.pixel_std, "channel_order": self.channel_order}
-        return {**super().get_config(), **own}
+        names = "pixel_mean pixel_std channel_order padding_value"
+        return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}
 
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
@@ -308,11 +295,16 @@ def _upsample(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Te
     return outputs, lambda gradient: 4 * tf.nn.avg_pool2d(gradient, 2, 2, "VALID")
 
 
-def _valid(shape: tf.Tensor, image_sizes: tf.Tensor) -> tf.Tensor:
-    """[B, H, W, 1] float32, 1 inside the image and 0 in its padding."""
-    rows = tf.range(shape[1])[tf.newaxis, :] < image_sizes[:, :1]
-    columns = tf.range(shape[2])[tf.newaxis, :] < image_sizes[:, 1:]
-    return tf.cast(rows, tf.float32)[:, :, tf.newaxis, tf.newaxis] * tf.cast(columns, tf.float32)[:, tf.newaxis, :, tf.newaxis]
+def _valid(shape: tf.Tensor, windows: tf.Tensor) -> tf.Tensor:
+    """[B, H, W, 1] float32, 1 inside the windows [B, 4] and 0 in the padding."""
+    rows, columns = (_between(shape[axis], windows[:, axis - 1 :: 2]) for axis in (1, 2))
+    return rows[:, :, tf.newaxis, tf.newaxis] * columns[:, tf.newaxis, :, tf.newaxis]
+
+
+def _between(size: tf.Tensor, bounds: tf.Tensor) -> tf.Tensor:
+    """[B, size] float32, 1 from the first bound up to, not including, the second one: bounds [B, 2]."""
+    places = tf.cast(tf.range(size), tf.float32)[tf.newaxis, :]
+    return tf.cast((places >= bounds[:, :1]) & (places < bounds[:, 1:]), tf.float32)
 
 
 def _check_choice(what: str, value: str | None, choices: tuple[str | None, ...]) -> None:

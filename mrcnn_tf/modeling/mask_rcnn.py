@@ -7,7 +7,7 @@ loss terms, over the same sub-models: nothing is computed twice and every weight
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,14 @@ from mrcnn_tf.modeling.box_head import BoxLosses, DetectBoxes, RoiSampler, build
 from mrcnn_tf.modeling.fpn import build_fpn
 from mrcnn_tf.modeling.layers import Normalize
 from mrcnn_tf.modeling.mask_head import MaskLoss, MaskPredictor, MaskProbabilities, MaskTargets, build_mask_head
-from mrcnn_tf.modeling.rois import FlattenRows, GatherRows, RoiAlign, RoiPool, ScatterRows
+from mrcnn_tf.modeling.rois import FlattenRows, GatherRows, RoiAlign, RoiPool, RoiResize, ScatterRows
 from mrcnn_tf.modeling.rpn import Anchors, Proposals, RpnLosses, build_rpn_head
 from mrcnn_tf.modeling.trainer import RcnnTrainer
+from mrcnn_tf.modeling.windows import ImageWindows, InputWindows, MoveEnds
 
 STRIDES = (4, 8, 16, 32, 64)
 """Input pixels per pixel of P2..P6."""
-ROI_LEVELS = 4
-"""The heads pool from P2..P5; P6 only proposes."""
 BOX_POOL_SIZE, MASK_POOL_SIZE, MASK_OUTPUT_SIZE = 7, 14, 28
-_NORM_EPSILON = 1e-5
 _LEVELS = ("p2", "p3", "p4", "p5", "p6")
 
 
@@ -45,6 +43,7 @@ class MaskRCNN(RcnnTrainer):
     Attributes:
         config: `ModelConfig`, architecture, preprocessing and categories.
         backbone, fpn, rpn_head, box_head, mask_head: the sub-models that hold the weights (`mask_head` is None without masks).
+        cell_anchors: [A, 4] float32 anchors of one location, for each level.
         training_graph: the functional graph from a batch to loss terms.
     """
 
@@ -53,7 +52,7 @@ class MaskRCNN(RcnnTrainer):
 
         Args:
             config: with categories (`Config.with_categories`).
-            pretrained: load the weights that `config.backbone.weights` names.
+            pretrained: load the weights that `config.weights`, or else `config.backbone.weights`, names.
             name: of the Keras model.
             **kwargs: for `keras.Model`.
 
@@ -63,6 +62,10 @@ class MaskRCNN(RcnnTrainer):
         config = config.model if isinstance(config, Config) else config
         if not config.categories:
             raise ConfigError("The model has no categories; call config.with_categories() or give model.categories")
+        if pretrained:
+            from mrcnn_tf.weights import complete
+
+            config = complete(config)
         stages = _Stages(config)
         inputs = {
             "images": keras.Input((None, None, 3), name="images", dtype="float32"),
@@ -76,12 +79,13 @@ class MaskRCNN(RcnnTrainer):
         self.box_head = stages.box_head
         self.mask_head = stages.mask_head
         self.mask_predictor = stages.mask_predictor
+        self.cell_anchors = stages.anchors.cells
         self.training_graph = stages.training_graph()
         self.loss_weights = stages.loss_weights()
         if pretrained:
-            from mrcnn_tf.weights import load_backbone_weights
+            from mrcnn_tf.weights import load_weights
 
-            load_backbone_weights(self.backbone, config.backbone)
+            load_weights(self)
 
     def get_config(self) -> dict:
         """What the `.keras` file keeps."""
@@ -131,34 +135,59 @@ class _Stages:
         self.config = config
         preprocessing, rpn, box, mask = config.preprocessing, config.rpn, config.box_head, config.mask_head
         self.normalize = Normalize(
-            preprocessing.pixel_mean, preprocessing.pixel_std, channel_order=preprocessing.channel_order, name="normalize"
+            preprocessing.pixel_mean,
+            preprocessing.pixel_std,
+            channel_order=preprocessing.channel_order,
+            padding_value=preprocessing.padding_value,
+            name="normalize",
         )
+        self.image_windows = ImageWindows(centred=preprocessing.placement == "centre", name="image_windows")
+        self.input_windows = InputWindows(name="input_windows")
+        # By how much boxes, and so their sides, are smaller inside of the network.
+        self.end_shift = {"exclusive": 0.0, "inclusive": -1.0}[config.box_ends]
+        self.inside, self.outside = _end_movers(self.end_shift)
         self.backbone = build_backbone(
             config.backbone.name,
             stride_in=config.backbone.stride_in,
+            padding=config.backbone.padding,
+            pool_padding=config.backbone.pool_padding,
             norm=config.backbone.norm,
             norm_epsilon=config.backbone.norm_epsilon,
             frozen_stages=config.backbone.frozen_stages,
         )
         channels = {level: feature.shape[-1] for level, feature in self.backbone.output.items()}
         width = config.fpn.width
-        self.fpn = build_fpn(channels, width=width, norm=config.fpn.norm)
+        self.fpn = build_fpn(channels, width=width, norm=config.fpn.norm, norm_epsilon=config.fpn.norm_epsilon, p6=config.fpn.p6)
         self.anchors = Anchors(
-            config.anchors.sizes, config.anchors.aspect_ratios, STRIDES, rounded=config.anchors.rounded, name="anchors"
+            config.anchors.sizes,
+            config.anchors.aspect_ratios,
+            STRIDES,
+            rounded=config.anchors.rounded,
+            offset=config.anchors.offset,
+            measured_strides=config.anchors.stride == "measured",
+            name="anchors",
         )
         num_anchors = len(config.anchors.sizes[0]) * len(config.anchors.aspect_ratios)
-        self.rpn_head = build_rpn_head(width, width=rpn.width or width, num_convs=rpn.num_convs, num_anchors=num_anchors)
+        self.rpn_head = build_rpn_head(
+            width,
+            width=rpn.width or width,
+            num_convs=rpn.num_convs,
+            num_anchors=num_anchors,
+            norm=rpn.norm,
+            norm_epsilon=rpn.norm_epsilon,
+        )
         self.box_head = build_box_head(
             width,
             pool_size=BOX_POOL_SIZE,
             kind=box.kind,
             norm=box.norm,
-            norm_epsilon=_NORM_EPSILON,
+            norm_epsilon=box.norm_epsilon,
             conv_width=box.conv_width,
             fc_width=box.fc_width,
             num_classes=config.num_classes,
             class_agnostic=box.class_agnostic_boxes,
         )
+        self.num_roi_levels = _LEVELS.index(f"p{config.roi_align.max_level}") + 1
         self.box_pool = self._pool(BOX_POOL_SIZE, "box_pool")
         self.mask_head: Any = None
         self.mask_predictor: Any = None
@@ -170,37 +199,52 @@ class _Stages:
                 num_convs=mask.num_convs,
                 width=mask.width,
                 norm=mask.norm,
-                norm_epsilon=_NORM_EPSILON,
+                norm_epsilon=mask.norm_epsilon,
             )
             self.mask_predictor = MaskPredictor(1 if mask.class_agnostic else config.num_classes, name="mask_predictor")
 
     def _pool(self, size: int, name: str) -> keras.layers.Layer:
         align = self.config.roi_align
-        strides = STRIDES[:ROI_LEVELS]
+        strides = STRIDES[: self.num_roi_levels]
+        levels: dict[str, Any] = {"level_epsilon": align.level_epsilon, "level_rounding": align.level_rounding}
         if align.kind == "pool":
-            return RoiPool(size, strides=strides, level_epsilon=align.level_epsilon, name=name)
+            return RoiPool(size, strides=strides, name=name, **levels)
+        if align.kind == "crop":
+            return RoiResize(size, strides=strides, inclusive=self.end_shift < 0, name=name, **levels)
         return RoiAlign(
             size,
             strides=strides,
             sampling_ratio=align.sampling_ratio,
             aligned=align.aligned,
-            level_epsilon=align.level_epsilon,
+            minimum_size=align.minimum_size,
             name=name,
+            **levels,
         )
 
     def _pyramid(self, inputs: dict) -> tuple[list, list, list, list]:
         """Features P2..P6, objectness, deltas and anchors, each a list over levels."""
-        pyramid = self.fpn(self.backbone(self.normalize(inputs["images"], inputs["image_sizes"])))
+        windows = self.image_windows(inputs["images"], inputs["image_sizes"])
+        pyramid = self.fpn(self.backbone(self.normalize(inputs["images"], windows)))
         features = [pyramid[level] for level in _LEVELS]
-        objectness, deltas = zip(*(self.rpn_head(level) for level in features), strict=True)
-        return features, list(objectness), list(deltas), self.anchors(features)
+        objectness, deltas = self.rpn_head(features)
+        return features, objectness, deltas, [self.inside(level) for level in self.anchors(features)]
+
+    def _windows(self, inputs: dict, of: str) -> Any:
+        """What boxes are cut at, [B, 4]: the "image" or the whole "input"."""
+        windows: Any = {"image": self.image_windows, "input": self.input_windows}[of]
+        return self.inside(windows(inputs["images"], inputs["image_sizes"]))
 
     def _proposals(self, pre_nms_top_k: int, post_nms_top_k: int, name: str) -> Proposals:
+        rpn = self.config.rpn
         return Proposals(
             pre_nms_top_k=pre_nms_top_k,
             post_nms_top_k=post_nms_top_k,
-            nms_iou_threshold=self.config.rpn.nms_iou_threshold,
-            min_box_size=self.config.rpn.min_box_size,
+            nms_iou_threshold=rpn.nms_iou_threshold,
+            min_box_size=rpn.min_box_size + self.end_shift,
+            joint_levels=rpn.joint_levels,
+            ranking=rpn.ranking,
+            box_weights=rpn.box_weights,
+            max_log_scale=self.config.max_log_scale,
             name=name,
         )
 
@@ -209,8 +253,8 @@ class _Stages:
         rpn, box = self.config.rpn, self.config.box_head
         features, objectness, deltas, anchors = self._pyramid(inputs)
         propose = self._proposals(rpn.pre_nms_top_k_test, rpn.post_nms_top_k_test, "proposals")
-        proposals, is_valid = propose(objectness, deltas, anchors, inputs["image_sizes"])
-        features = features[:ROI_LEVELS]
+        proposals, is_valid = propose(objectness, deltas, anchors, self._windows(inputs, rpn.clip_to))
+        features = features[: self.num_roi_levels]
         rows = FlattenRows(name="box_rows")(is_valid)
         class_logits, box_deltas = self.box_head(self.box_pool(features, proposals, rows))
         detect = DetectBoxes(
@@ -218,15 +262,22 @@ class _Stages:
             score_threshold=box.score_threshold,
             nms_iou_threshold=box.nms_iou_threshold,
             max_detections=box.max_detections,
-            min_box_size=box.min_box_size,
+            min_box_size=box.min_box_size + self.end_shift,
+            best_class_only=box.best_class_only,
+            max_log_scale=self.config.max_log_scale,
+            pre_nms_top_k=box.pre_nms_top_k,
             name="detect_boxes",
         )
         scatter = ScatterRows(name="box_scatter")
         boxes, classes, scores, count = detect(
-            scatter(class_logits, rows, is_valid), scatter(box_deltas, rows, is_valid), proposals, is_valid, inputs["image_sizes"]
+            scatter(class_logits, rows, is_valid),
+            scatter(box_deltas, rows, is_valid),
+            proposals,
+            is_valid,
+            self._windows(inputs, box.clip_to),
         )
         detections = {
-            "detection_boxes": boxes,
+            "detection_boxes": self.outside(boxes),
             "detection_classes": classes,
             "detection_scores": scores,
             "num_detections": count,
@@ -246,7 +297,8 @@ class _Stages:
         """Batch and seeds to loss terms, each [2] = (sum, normaliser)."""
         rpn, box = self.config.rpn, self.config.box_head
         inputs = _training_inputs(with_masks=self.mask_head is not None)
-        ground_truth = [inputs[key] for key in ("gt_boxes", "gt_classes", "gt_crowd")]
+        gt_boxes = self.inside(inputs["gt_boxes"])
+        ground_truth = [gt_boxes, inputs["gt_classes"], inputs["gt_crowd"]]
         features, objectness, deltas, anchors = self._pyramid(inputs)
         rpn_losses = RpnLosses(
             foreground_iou_threshold=rpn.foreground_iou_threshold,
@@ -256,12 +308,14 @@ class _Stages:
             crowd_overlap_threshold=self.config.crowd_overlap_threshold,
             box_loss=rpn.box_loss,
             smooth_l1_beta=rpn.smooth_l1_beta,
+            box_weights=rpn.box_weights,
+            divide_by_drawn=rpn.loss_normaliser == "drawn",
             name="rpn_losses",
         )
         terms = {}
         terms["rpn_class_loss"], terms["rpn_box_loss"] = rpn_losses(objectness, deltas, anchors, *ground_truth, inputs["seeds"])
         propose = self._proposals(rpn.pre_nms_top_k_train, rpn.post_nms_top_k_train, "train_proposals")
-        proposals, is_valid = propose(objectness, deltas, anchors, inputs["image_sizes"])
+        proposals, is_valid = propose(objectness, deltas, anchors, self._windows(inputs, rpn.clip_to))
         sampler = RoiSampler(
             num_samples=box.num_samples,
             positive_fraction=box.positive_fraction,
@@ -270,10 +324,10 @@ class _Stages:
             name="roi_sampler",
         )
         sampled = sampler(proposals, is_valid, *ground_truth, inputs["seeds"])
-        features = features[:ROI_LEVELS]
-        terms["class_loss"], terms["box_loss"] = self._box_terms(features, sampled, inputs["gt_boxes"])
+        features = features[: self.num_roi_levels]
+        terms["class_loss"], terms["box_loss"] = self._box_terms(features, sampled, gt_boxes)
         if self.mask_head is not None:
-            terms["mask_loss"] = self._mask_term(features, sampled, inputs)
+            terms["mask_loss"] = self._mask_term(features, sampled, inputs["gt_masks"], gt_boxes)
         return keras.Model(inputs, terms, name="training_graph")
 
     def _box_terms(self, features: list, sampled: dict, gt_boxes: Any) -> tuple:
@@ -293,13 +347,13 @@ class _Stages:
             of_rows(matched_boxes, rows),
         )
 
-    def _mask_term(self, features: list, sampled: dict, inputs: dict) -> Any:
+    def _mask_term(self, features: list, sampled: dict, gt_masks: Any, gt_boxes: Any) -> Any:
         box = self.config.box_head
         # Foreground rows come first, so the mask head's share of the sample is a slice.
         share = int(box.num_samples * box.positive_fraction)
         rois, classes, matched = (sampled[key][:, :share] for key in ("rois", "class_targets", "matched_indices"))
         targets = MaskTargets(MASK_OUTPUT_SIZE, soft=self.config.mask_head.soft_targets, name="mask_targets")(
-            inputs["gt_masks"], inputs["gt_boxes"], rois, matched
+            gt_masks, gt_boxes, rois, matched
         )
         rows = FlattenRows(name="foreground_rows")(keras.ops.greater(classes, 0))
         of_rows = GatherRows(name="foreground_values")
@@ -328,6 +382,13 @@ class GatherMatched(keras.layers.Layer):
     def call(self, gt_boxes: tf.Tensor, matched_indices: tf.Tensor) -> tf.Tensor:
         """Gather."""
         return tf.gather(gt_boxes, matched_indices, batch_dims=1)
+
+
+def _end_movers(shift: float) -> tuple[Callable, Callable]:
+    """From boxes [..., 4] as the contract has them to those inside of the network, and back."""
+    if shift == 0:
+        return (lambda boxes: boxes), (lambda boxes: boxes)
+    return MoveEnds(shift, name="inside_ends"), MoveEnds(-shift, name="outside_ends")
 
 
 def _training_inputs(*, with_masks: bool) -> dict:

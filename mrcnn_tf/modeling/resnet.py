@@ -2,7 +2,7 @@
 
 Layer names, onto which importers map: `stem`; per stage s in 2..5 and block b from 0 `res{s}_{b}_conv1` (1x1),
 `res{s}_{b}_conv2` (3x3), `res{s}_{b}_conv3` (1x1), and for b = 0 `res{s}_{b}_shortcut` (1x1); all are `ConvNorm`.
-Padding is symmetric, as in torch.
+Padding is symmetric, as in torch, unless TensorFlow's "same" is asked for.
 """
 
 from __future__ import annotations
@@ -52,18 +52,25 @@ class _Block:
 
 
 def build_resnet(
-    name: str, *, stride_in: str = "3x3", norm: str = "frozen", norm_epsilon: float = NORM_EPSILON, frozen_stages: int = 0
+    name: str,
+    *,
+    stride_in: str = "3x3",
+    padding: str = "symmetric",
+    pool_padding: str = "symmetric",
+    norm: str = "frozen",
+    norm_epsilon: float = NORM_EPSILON,
+    frozen_stages: int = 0,
 ) -> keras.Model:
     """Build a trunk; see `backbones.build_backbone` for arguments and result."""
     shape = RESNETS[name]
-    norms = {"norm": norm, "norm_epsilon": norm_epsilon}
+    options = {"padding": padding, "norm": norm, "norm_epsilon": norm_epsilon}
     inputs = keras.Input((None, None, 3), dtype=keras.config.dtype_policy().compute_dtype, name="images")
-    features = _stem(inputs, frozen_stages >= 1, norms)
+    features = _stem(inputs, frozen_stages >= 1, pool_padding, options)
     outputs = {}
     for stage, num_blocks in zip(STAGES, shape.blocks, strict=True):
         frozen = frozen_stages >= stage
         for index in range(num_blocks):
-            block = _describe(shape, stage, index, stride_in, {**norms, "trainable": not frozen})
+            block = _describe(shape, stage, index, stride_in, {**options, "trainable": not frozen})
             features = _bottleneck(features, block, project=index == 0)
         if frozen:
             features = StopGradient(name=f"res{stage}_stop")(features)
@@ -71,11 +78,14 @@ def build_resnet(
     return keras.Model(inputs, outputs, name=name)
 
 
-def _stem(inputs: keras.KerasTensor, frozen: bool, norms: dict[str, Any]) -> keras.KerasTensor:
-    features = ConvNorm(STEM_WIDTH, 7, strides=2, activation="relu", name="stem", trainable=not frozen, **norms)(inputs)
-    # Zeros pad as well as -inf would: nothing after a ReLU is smaller.
-    features = keras.layers.ZeroPadding2D(1, name="stem_pad")(features)
-    features = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(features)
+def _stem(inputs: keras.KerasTensor, frozen: bool, pool_padding: str, options: dict[str, Any]) -> keras.KerasTensor:
+    features = ConvNorm(STEM_WIDTH, 7, strides=2, activation="relu", name="stem", trainable=not frozen, **options)(inputs)
+    if pool_padding == "symmetric":
+        # Zeros pad as well as -inf would: nothing after a ReLU is smaller.
+        features = keras.layers.ZeroPadding2D(1, name="stem_pad")(features)
+    features = keras.layers.MaxPooling2D(3, 2, padding="valid" if pool_padding == "symmetric" else "same", name="stem_pool")(
+        features
+    )
     return StopGradient(name="stem_stop")(features) if frozen else features
 
 

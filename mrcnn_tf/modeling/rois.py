@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from mrcnn_tf.ops.roi_align import roi_align
 from mrcnn_tf.ops.roi_pool import roi_pool
+from mrcnn_tf.ops.roi_resize import roi_resize
 from mrcnn_tf.ops.static_graph import in_static_graph
 
 
@@ -71,14 +72,25 @@ class RoiAlign(keras.layers.Layer):
     """
 
     def __init__(
-        self, output_size: int, *, strides: Sequence[int], sampling_ratio: int, aligned: bool, level_epsilon: float, **kwargs: Any
+        self,
+        output_size: int,
+        *,
+        strides: Sequence[int],
+        sampling_ratio: int,
+        aligned: bool,
+        minimum_size: float = 1.0,
+        level_epsilon: float,
+        level_rounding: str = "floor",
+        **kwargs: Any,
     ) -> None:
         super().__init__(dtype="float32", **kwargs)
         self.output_size = output_size
         self.strides = tuple(strides)
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
+        self.minimum_size = minimum_size
         self.level_epsilon = level_epsilon
+        self.level_rounding = level_rounding
 
     def call(self, features: list[tf.Tensor], rois: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Pool the features of the rows."""
@@ -91,7 +103,9 @@ class RoiAlign(keras.layers.Layer):
             output_size=self.output_size,
             sampling_ratio=self.sampling_ratio,
             aligned=self.aligned,
+            minimum_size=self.minimum_size,
             level_epsilon=self.level_epsilon,
+            level_rounding=self.level_rounding,
         )
 
 
@@ -99,17 +113,62 @@ class RoiAlign(keras.layers.Layer):
 class RoiPool(keras.layers.Layer):
     """RoIPool (Girshick, 2015), for the paper's ablation; called as `RoiAlign`, not inside `static_graph()`."""
 
-    def __init__(self, output_size: int, *, strides: Sequence[int], level_epsilon: float, **kwargs: Any) -> None:
+    def __init__(
+        self, output_size: int, *, strides: Sequence[int], level_epsilon: float, level_rounding: str = "floor", **kwargs: Any
+    ) -> None:
         super().__init__(dtype="float32", **kwargs)
         self.output_size = output_size
         self.strides = tuple(strides)
         self.level_epsilon = level_epsilon
+        self.level_rounding = level_rounding
 
     def call(self, features: list[tf.Tensor], rois: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Pool the features of the rows."""
         flat, batch_indices = _rows_of(rois, rows)
         return roi_pool(
-            features, flat, batch_indices, strides=self.strides, output_size=self.output_size, level_epsilon=self.level_epsilon
+            features,
+            flat,
+            batch_indices,
+            strides=self.strides,
+            output_size=self.output_size,
+            level_epsilon=self.level_epsilon,
+            level_rounding=self.level_rounding,
+        )
+
+
+@keras.saving.register_keras_serializable(package="mrcnn_tf")
+class RoiResize(keras.layers.Layer):
+    """One sample a bin from edge to edge of the rois (matterport); called as `RoiAlign`, not inside `static_graph()`."""
+
+    def __init__(
+        self,
+        output_size: int,
+        *,
+        strides: Sequence[int],
+        inclusive: bool,
+        level_epsilon: float,
+        level_rounding: str = "floor",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dtype="float32", **kwargs)
+        self.output_size = output_size
+        self.strides = tuple(strides)
+        self.inclusive = inclusive
+        self.level_epsilon = level_epsilon
+        self.level_rounding = level_rounding
+
+    def call(self, features: list[tf.Tensor], rois: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Pool the features of the rows."""
+        flat, batch_indices = _rows_of(rois, rows)
+        return roi_resize(
+            features,
+            flat,
+            batch_indices,
+            strides=self.strides,
+            output_size=self.output_size,
+            inclusive=self.inclusive,
+            level_epsilon=self.level_epsilon,
+            level_rounding=self.level_rounding,
         )
 
 

@@ -29,20 +29,23 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], *, roun
     return np.round(boxes) if rounded else boxes
 
 
-def level_anchors(feature_size: tf.Tensor, stride: int, cell: np.ndarray) -> tf.Tensor:
-    """Anchors of one pyramid level; the cell at (i, j) is centred at (i * stride, j * stride).
+def level_anchors(
+    feature_size: tf.Tensor, strides: tuple[int | tf.Tensor, int | tf.Tensor], cell: np.ndarray, *, offset: float = 0.0
+) -> tf.Tensor:
+    """Anchors of one pyramid level; the cell at (i, j) is centred at ((i + offset) * strides[0], (j + offset) * strides[1]).
 
     Args:
         feature_size: (height, width) of the level, Python ints or int32 scalars.
-        stride: input pixels per feature pixel.
+        strides: input pixels between neighbouring cells (down, across), Python ints or int32 scalars.
         cell: [A, 4] anchors of one location.
+        offset: of the first cell's centre, in strides: 0 in detectron2 and torchvision, 0.5 in Model Garden.
 
     Returns:
         [height * width * A, 4] float32 in the order (row, column, anchor).
     """
     height, width = feature_size
-    rows = tf.cast(tf.range(height), tf.float32) * stride
-    columns = tf.cast(tf.range(width), tf.float32) * stride
+    rows = (tf.cast(tf.range(height), tf.float32) + offset) * tf.cast(strides[0], tf.float32)
+    columns = (tf.cast(tf.range(width), tf.float32) + offset) * tf.cast(strides[1], tf.float32)
     y, x = tf.meshgrid(rows, columns, indexing="ij")
     centres = tf.stack([y, x, y, x], axis=-1)
     return tf.reshape(centres[:, :, None, :] + tf.constant(cell), [-1, 4])

@@ -86,13 +86,19 @@ def encode(boxes: tf.Tensor, anchors: tf.Tensor, weights: tuple[float, float, fl
     return tf.concat([shift, tf.math.log(box_size / anchor_size)], axis=-1) * tf.constant(weights)
 
 
-def decode(deltas: tf.Tensor, anchors: tf.Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> tf.Tensor:
+def decode(
+    deltas: tf.Tensor,
+    anchors: tf.Tensor,
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    max_log_scale: float | None = MAX_LOG_SCALE,
+) -> tf.Tensor:
     """Boxes that `deltas` make of `anchors`; the inverse of `encode`.
 
     Args:
-        deltas: [..., 4] (dy, dx, dh, dw); (dh, dw) are cut at `MAX_LOG_SCALE`.
+        deltas: [..., 4] (dy, dx, dh, dw).
         anchors: [..., 4].
         weights: scale of (dy, dx, dh, dw).
+        max_log_scale: (dh, dw) are cut here; None: nowhere.
 
     Returns:
         [..., 4] boxes.
@@ -100,23 +106,47 @@ def decode(deltas: tf.Tensor, anchors: tf.Tensor, weights: tuple[float, float, f
     deltas = deltas / tf.constant(weights)
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     centre = anchors[..., :2] + 0.5 * anchor_size + deltas[..., :2] * anchor_size
-    size = anchor_size * tf.exp(tf.minimum(deltas[..., 2:], MAX_LOG_SCALE))
+    log_scale = deltas[..., 2:] if max_log_scale is None else tf.minimum(deltas[..., 2:], max_log_scale)
+    size = anchor_size * tf.exp(log_scale)
     return tf.concat([centre - 0.5 * size, centre + 0.5 * size], axis=-1)
 
 
-def clip(boxes: tf.Tensor, image_sizes: tf.Tensor) -> tf.Tensor:
-    """Cut boxes at the image.
+def image_windows(image_sizes: tf.Tensor, input_size: tf.Tensor, centred: bool) -> tf.Tensor:
+    """Where each image lies in the padded input.
+
+    Args:
+        image_sizes: [B, 2] (height, width), any number type.
+        input_size: [2] int32 (height, width) of the padded input.
+        centred: with half of the padding, rounded down, above and to the left (matterport); otherwise in the upper left corner.
+
+    Returns:
+        [B, 4] float32 boxes, pixels of the padded input.
+    """
+    sizes = tf.cast(image_sizes, tf.float32)
+    # Of floats, because delegates of TFLite lack integer division.
+    starts = tf.floor((tf.cast(input_size, tf.float32) - sizes) / 2.0) if centred else tf.zeros_like(sizes)
+    return tf.concat([starts, starts + sizes], axis=1)
+
+
+def clip(boxes: tf.Tensor, windows: tf.Tensor) -> tf.Tensor:
+    """Cut boxes at a window for each image.
 
     Args:
         boxes: [B, ..., 4].
-        image_sizes: [B, 2] (height, width), any number type.
+        windows: [B, 4] boxes, float32.
 
     Returns:
-        Boxes of the same shape within 0..height, 0..width.
+        Boxes of the same shape within the windows; those that lie outside are left without area.
     """
-    limits = tf.tile(tf.cast(image_sizes, boxes.dtype), [1, 2])
-    limits = tf.reshape(limits, [-1] + [1] * (len(boxes.shape) - 2) + [4])
-    return tf.clip_by_value(boxes, 0.0, limits)
+    windows = tf.reshape(windows, [-1] + [1] * (len(boxes.shape) - 2) + [4])
+    starts, ends = tf.concat([windows[..., :2]] * 2, axis=-1), tf.concat([windows[..., 2:]] * 2, axis=-1)
+    return tf.clip_by_value(boxes, starts, ends)
+
+
+def move_ends(boxes: tf.Tensor, pixels: float) -> tf.Tensor:
+    """Move (y2, x2) by `pixels`; rows of zeros, which stand for no box, stay: [..., 4] -> [..., 4]."""
+    moved = boxes + tf.constant([0.0, 0.0, pixels, pixels])
+    return tf.where(tf.reduce_any(boxes != 0.0, axis=-1, keepdims=True), moved, 0.0)
 
 
 def are_larger(boxes: tf.Tensor, min_size: float) -> tf.Tensor:

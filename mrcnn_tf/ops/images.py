@@ -1,14 +1,27 @@
 """Image geometry shared by training, prediction and serving: sizes, resizing, padding.
 
-Sizes are (height, width). The rule for sizes is detectron2's `ResizeShortestEdge`.
+Sizes are (height, width). The systems that checkpoints come from differ in how they make the size of the resized image whole, and
+in what they resize: `SizeRounding` and the arguments of `resize_image` name the differences.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+import numpy as np
 import tensorflow as tf
 
+from mrcnn_tf.ops.boxes import image_windows
 
-def resized_size(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:
+SizeRounding = Literal["half_up", "floor", "half_even"]
+"""detectron2's `ResizeShortestEdge`, torchvision's `GeneralizedRCNNTransform`, and matterport's `resize_image`, which is also
+Model Garden's where min_size and max_size are alike."""
+Placement = Literal["top_left", "centre"]
+
+
+def resized_size(
+    height: int, width: int, *, min_size: int, max_size: int, rounding: SizeRounding = "half_up", enlarge_only: bool = False
+) -> tuple[int, int]:
     """Size of an image whose shortest edge becomes `min_size`, unless its longest would exceed `max_size`.
 
     Args:
@@ -16,24 +29,30 @@ def resized_size(height: int, width: int, *, min_size: int, max_size: int) -> tu
         width: of the original image, pixels.
         min_size: wanted shortest edge, pixels.
         max_size: upper bound of the longest edge, pixels.
+        rounding: to whole pixels; torchvision's "floor" can lose a pixel (799 for a `min_size` of 800).
+        enlarge_only: a shortest edge above `min_size` stays as it is (matterport); `max_size` holds all the same.
 
     Returns:
-        (height, width) in pixels, rounded half up as detectron2 does, at least 1.
+        (height, width) in pixels, at least 1.
 
     Raises:
         ValueError: an edge or a bound is smaller than 1.
     """
     if min(height, width, min_size, max_size) < 1:
         raise ValueError(f"sizes must be at least 1, got image ({height}, {width}), min_size {min_size}, max_size {max_size}")
-    scale = min_size / min(height, width)
-    new_height, new_width = scale * height, scale * width
-    longest = max(new_height, new_width)
-    if longest > max_size:
-        new_height, new_width = new_height * (max_size / longest), new_width * (max_size / longest)
-    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+    edges = _resized_edges(np, np.array([height, width], np.float64), min_size, max_size, rounding, enlarge_only)
+    return max(1, int(edges[0])), max(1, int(edges[1]))
 
 
-def resized_size_tensor(height: tf.Tensor, width: tf.Tensor, *, min_size: int, max_size: int) -> tf.Tensor:
+def resized_size_tensor(
+    height: tf.Tensor,
+    width: tf.Tensor,
+    *,
+    min_size: int,
+    max_size: int,
+    rounding: SizeRounding = "half_up",
+    enlarge_only: bool = False,
+) -> tf.Tensor:
     """`resized_size` inside a graph, with the same numbers.
 
     Args:
@@ -41,45 +60,93 @@ def resized_size_tensor(height: tf.Tensor, width: tf.Tensor, *, min_size: int, m
         width: [] integer, pixels.
         min_size: wanted shortest edge, pixels.
         max_size: upper bound of the longest edge, pixels.
+        rounding: as in `resized_size`.
+        enlarge_only: as in `resized_size`.
 
     Returns:
         [2] int32 (height, width).
     """
-    # float64, as Python computes: in float32 some products land on the other side of a half.
     edges = tf.cast(tf.stack([height, width]), tf.float64)
-    edges = min_size / tf.reduce_min(edges) * edges
-    longest = tf.reduce_max(edges)
-    edges = tf.where(longest > max_size, edges * (max_size / longest), edges)
-    return tf.maximum(1, tf.cast(edges + 0.5, tf.int32))
+    return tf.maximum(1, tf.cast(_resized_edges(tf, edges, min_size, max_size, rounding, enlarge_only), tf.int32))
 
 
-def resize_image(image: tf.Tensor, size: tf.Tensor | tuple[int, int], *, antialias: bool) -> tf.Tensor:
+def resize_image(image: tf.Tensor, size: tf.Tensor | tuple[int, int], *, antialias: bool, quantize: bool = False) -> tf.Tensor:
     """Bilinear resize with half-pixel centres.
 
     Args:
         image: [h, w, 3] uint8 or float.
         size: (height, width), pixels.
         antialias: widen the filter when shrinking, as Pillow does; without it torchvision's bilinear.
+        quantize: whole grey levels, made as Pillow makes them; with `antialias` within one level of Pillow's (detectron2).
 
     Returns:
         [height, width, 3] float32, in the range of the input.
     """
     # tf.image.resize hands back its input untouched, dtype included, when the size does not change.
-    return tf.image.resize(tf.cast(image, tf.float32), size, method="bilinear", antialias=antialias)
+    image = tf.cast(image, tf.float32)
+    return _resize_in_levels(image, size, antialias) if quantize else _resize(image, size, antialias)
 
 
-def pad_image(image: tf.Tensor, size: tf.Tensor | tuple[int, int]) -> tf.Tensor:
-    """Zeros at the bottom and the right.
+def pad_image(image: tf.Tensor, size: tf.Tensor | tuple[int, int], placement: Placement = "top_left") -> tf.Tensor:
+    """Zeros around an image.
 
     Args:
         image: [h, w, c], any dtype.
         size: (height, width) of the result, not smaller than the image.
+        placement: of the image; with "centre" the odd pixel of padding is at the bottom and the right.
 
     Returns:
         [height, width, c] of the image's dtype; the shape is static when `size` is.
     """
-    missing = tf.convert_to_tensor(size, tf.int32) - tf.shape(image)[:2]
-    padded = tf.pad(image, [[0, missing[0]], [0, missing[1]], [0, 0]])
+    padded_size, image_size = tf.convert_to_tensor(size, tf.int32), tf.shape(image)[:2]
+    before = tf.cast(image_window(image_size, padded_size, placement)[:2], tf.int32)
+    after = padded_size - image_size - before
+    padded = tf.pad(image, [[before[0], after[0]], [before[1], after[1]], [0, 0]])
     if not tf.is_tensor(size):
         padded = tf.ensure_shape(padded, [*size, None])
     return padded
+
+
+def image_window(image_size: tf.Tensor, padded_size: tf.Tensor | tuple[int, int], placement: Placement) -> tf.Tensor:
+    """Where `pad_image` puts an image: sizes [2] and [2] (height, width) -> box [4] float32, pixels of the padded image."""
+    return image_windows(image_size[tf.newaxis], tf.convert_to_tensor(padded_size, tf.int32), placement == "centre")[0]
+
+
+def _resized_edges(math: Any, edges: Any, min_size: int, max_size: int, rounding: SizeRounding, enlarge_only: bool) -> Any:
+    """Whole edges [2] for edges [2]; `math` is numpy or TensorFlow, for arrays of the one or tensors of the other.
+
+    Float64, as Python computes: in float32 some products land on the other side of a half.
+    """
+    shortest = math.minimum(edges[0], edges[1])
+    wanted = math.maximum(shortest, min_size) if enlarge_only else min_size
+    rule = {"half_up": _half_up, "floor": _floor, "half_even": _half_even}[rounding]
+    return rule(math, edges, wanted / shortest, max_size)
+
+
+def _half_up(math: Any, edges: Any, scale: Any, max_size: int) -> Any:
+    scaled = scale * edges
+    longest = math.maximum(scaled[0], scaled[1])
+    return math.floor(math.where(longest > max_size, scaled * (max_size / longest), scaled) + 0.5)
+
+
+def _floor(math: Any, edges: Any, scale: Any, max_size: int) -> Any:
+    longest = math.maximum(edges[0], edges[1])
+    return math.floor(edges * math.minimum(scale, max_size / longest))
+
+
+def _half_even(math: Any, edges: Any, scale: Any, max_size: int) -> Any:
+    longest = math.maximum(edges[0], edges[1])
+    return math.round(edges * math.where(math.round(longest * scale) > max_size, max_size / longest, scale))
+
+
+def _resize(image: tf.Tensor, size: tf.Tensor | tuple[int, int], antialias: bool) -> tf.Tensor:
+    return tf.image.resize(image, size, method="bilinear", antialias=antialias)
+
+
+def _resize_in_levels(image: tf.Tensor, size: tf.Tensor | tuple[int, int], antialias: bool) -> tf.Tensor:
+    """Across, then down, each rounded half up: the halfway picture of Pillow, too, has whole levels.
+
+    Pillow from 13 on goes down first where the height shrinks much more than the width, which can turn single levels.
+    """
+    across = tf.floor(_resize(image, (tf.shape(image)[0], size[1]), antialias) + 0.5)
+    return tf.floor(_resize(across, size, antialias) + 0.5)

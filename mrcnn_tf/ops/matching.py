@@ -5,10 +5,12 @@ from __future__ import annotations
 import tensorflow as tf
 
 from mrcnn_tf.ops.boxes import iou_matrix, overlap_fractions
+from mrcnn_tf.ops.static_graph import in_static_graph
 
 FOREGROUND, BACKGROUND, IGNORED = 1, 0, -1
-_TIE = 1e-6
-"""Overlaps that differ by less than this part are equal: XLA may round the same overlap differently in two fusions."""
+_STATIC_TIE = 1e-6
+"""In a static graph overlaps that differ by less than this part are equal: XLA may round the same overlap differently in two
+fusions. Elsewhere they must be equal to the last bit, as in detectron2 and torchvision."""
 _BITS = 0xFFFFFFFF
 
 
@@ -39,7 +41,8 @@ def match(
     foreground = best >= foreground_iou_threshold
     if allow_low_quality:
         best_of_gt = tf.reduce_max(overlaps, axis=1, keepdims=True)
-        foreground |= tf.reduce_any((overlaps > best_of_gt * (1 - _TIE)) & (best_of_gt > 0), axis=-1)
+        least = best_of_gt * (1 - _STATIC_TIE) if in_static_graph() else best_of_gt
+        foreground |= tf.reduce_any((overlaps >= least) & (best_of_gt > 0), axis=-1)
     unmatched = tf.where(best < background_iou_threshold, BACKGROUND, IGNORED)
     labels = tf.where(foreground, FOREGROUND, unmatched)
     return labels, tf.argmax(overlaps, axis=-1, output_type=tf.int32)

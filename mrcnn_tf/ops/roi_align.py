@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from mrcnn_tf.ops.roi_crop import align_by_crop
 from mrcnn_tf.ops.roi_gather import align_by_gather
-from mrcnn_tf.ops.roi_geometry import assign_levels, check_pyramid, level_of_stride
+from mrcnn_tf.ops.roi_geometry import assign_levels, check_pyramid, level_of_stride, roi_frames
 from mrcnn_tf.ops.roi_sparse import align_by_matrix
 from mrcnn_tf.ops.static_graph import in_static_graph
 
@@ -25,7 +25,9 @@ def roi_align(
     output_size: int,
     sampling_ratio: int = 2,
     aligned: bool = True,
+    minimum_size: float = 1.0,
     level_epsilon: float = 1e-8,
+    level_rounding: str = "floor",
 ) -> tf.Tensor:
     """Average bilinear samples of the features in the bins of each roi; the gradient flows to the features only.
 
@@ -42,8 +44,10 @@ def roi_align(
         sampling_ratio: samples per bin and axis. 0 takes ceil(roi size in feature pixels / P) for each roi and axis, so that
             a roi without area gives 0.
         aligned: bins are shifted by half a pixel so that they are centred (detectron2's ROIAlignV2); False is torchvision's
-            default, which also treats rois as at least one feature pixel large.
+            default, which also treats rois as at least `minimum_size` large.
+        minimum_size: feature pixels; 1 in torchvision, 0 in Model Garden.
         level_epsilon: see `assign_levels`.
+        level_rounding: see `assign_levels`.
 
     Returns:
         [N, P, P, C] float32.
@@ -61,10 +65,12 @@ def roi_align(
     features = [tf.cast(feature, tf.float32) for feature in features]
     rois = tf.stop_gradient(tf.cast(rois, tf.float32))
     first, last = level_of_stride(strides[0]), level_of_stride(strides[-1])
-    level_indices = assign_levels(rois, min_level=first, max_level=last, epsilon=level_epsilon) - first
-    places = (features, rois, batch_indices, level_indices)
+    levels = assign_levels(rois, min_level=first, max_level=last, epsilon=level_epsilon, rounding=level_rounding)
+    scale = tf.gather(tf.constant([1.0 / stride for stride in strides]), levels - first)[:, None]
+    frames = roi_frames(rois, scale, aligned=aligned, minimum_size=minimum_size)
+    places = (features, frames, batch_indices, levels - first)
     if in_static_graph():
-        return align_by_gather(*places, strides=strides, output_size=output_size, samples=sampling_ratio, aligned=aligned)
+        return align_by_gather(*places, output_size=output_size, samples=sampling_ratio)
     if sampling_ratio == 0:
-        return align_by_matrix(*places, strides=strides, output_size=output_size, aligned=aligned)
-    return align_by_crop(*places, strides=strides, output_size=output_size, samples=sampling_ratio, aligned=aligned)
+        return align_by_matrix(*places, output_size=output_size)
+    return align_by_crop(*places, output_size=output_size, samples=sampling_ratio)

@@ -10,73 +10,65 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from mrcnn_tf.ops.roi_geometry import RoiFrames, roi_frames
+from mrcnn_tf.ops.roi_geometry import RoiFrames, pool_by_level
 from mrcnn_tf.ops.roi_sparse import sampling_matrix, spread_to_features
 
 
 def align_by_crop(
     features: Sequence[tf.Tensor],
-    rois: tf.Tensor,
+    frames: RoiFrames,
     batch_indices: tf.Tensor,
     level_indices: tf.Tensor,
     *,
-    strides: Sequence[int],
     output_size: int,
     samples: int,
-    aligned: bool,
 ) -> tf.Tensor:
     """ROIAlign with `samples` x `samples` samples per bin.
 
     Args:
         features: L maps [B, H_l, W_l, C] float32.
-        rois: [N, 4] float32, yxyx in pixels of the input.
+        frames: N rois in pixels of their own maps.
         batch_indices: [N] int32.
         level_indices: [N] int32, position in `features` of each roi's map.
-        strides: input pixels per feature pixel of each map.
         output_size: bins per axis, P.
         samples: samples per bin and axis, at least 1.
-        aligned: see `roi_align`.
 
     Returns:
         [N, P, P, C] float32.
     """
-    places = (rois, batch_indices, level_indices)
+    places = (frames, batch_indices, level_indices)
 
     @tf.custom_gradient
     def align(*features: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
         shapes = [tf.shape(feature) for feature in features]
 
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
-            counts = tf.fill([tf.shape(rois)[0], 2], samples)
-            matrix = sampling_matrix(shapes, *places, counts, strides=strides, output_size=output_size, aligned=aligned)
+            counts = tf.fill([tf.shape(batch_indices)[0], 2], samples)
+            matrix = sampling_matrix(shapes, *places, counts, output_size=output_size)
             return spread_to_features(matrix, upstream, shapes)
 
-        return _pool(features, *places, strides, output_size, samples, aligned), gradient
+        return _pool(features, *places, output_size, samples), gradient
 
     return align(*features)
 
 
 def _pool(
     features: Sequence[tf.Tensor],
-    rois: tf.Tensor,
+    frames: RoiFrames,
     batch_indices: tf.Tensor,
     level_indices: tf.Tensor,
-    strides: Sequence[int],
     output_size: int,
     samples: int,
-    aligned: bool,
 ) -> tf.Tensor:
-    members, results = [], []
     side = output_size * samples
-    for index, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        here = tf.where(level_indices == index)[:, 0]
-        frames = roi_frames(tf.gather(rois, here), 1.0 / stride, aligned=aligned)
-        boxes = _crop_boxes(tf.shape(feature), frames, side)
-        crops = tf.image.crop_and_resize(_pad_edges(feature), boxes, tf.gather(batch_indices, here), [side, side])
-        members.append(tf.cast(here, tf.int32))
-        results.append(tf.nn.avg_pool2d(crops, samples, samples, "VALID"))
-    stitched = tf.dynamic_stitch(members, results)
-    return tf.ensure_shape(stitched, [rois.shape[0], *results[0].shape[1:]])
+
+    def pool(level: int, rows: tf.Tensor) -> tf.Tensor:
+        feature = features[level]
+        boxes = _crop_boxes(tf.shape(feature), RoiFrames(*(tf.gather(part, rows) for part in frames)), side)
+        crops = tf.image.crop_and_resize(_pad_edges(feature), boxes, tf.gather(batch_indices, rows), [side, side])
+        return tf.nn.avg_pool2d(crops, samples, samples, "VALID")
+
+    return pool_by_level(level_indices, len(features), pool)
 
 
 def _pad_edges(feature: tf.Tensor) -> tf.Tensor:

@@ -10,32 +10,73 @@ from functools import reduce
 
 import tensorflow as tf
 
-from mrcnn_tf.ops.roi_geometry import Neighbours, neighbours, roi_frames
+from mrcnn_tf.ops.roi_geometry import Neighbours, RoiFrames, neighbours
 
 
 def align_by_gather(
     features: Sequence[tf.Tensor],
-    rois: tf.Tensor,
+    frames: RoiFrames,
     batch_indices: tf.Tensor,
     level_indices: tf.Tensor,
     *,
-    strides: Sequence[int],
     output_size: int,
     samples: int,
-    aligned: bool,
 ) -> tf.Tensor:
     """ROIAlign with `samples` x `samples` samples per bin; arguments and result as in `align_by_crop`, shapes static."""
-    table, row_starts = _pixel_table(features)
-    per_level = tf.constant([[1.0 / s, *f.shape[1:3]] for s, f in zip(strides, features, strict=True)], tf.float32)
-    scale, height, width = tf.split(tf.gather(per_level, level_indices), 3, axis=1)  # [N, 1] each
-    frames = roi_frames(rois, scale, aligned=aligned)
+    height, width = _map_sizes(features, level_indices)
     side = output_size * samples
     y_start, x_start = tf.split(frames.starts, 2, axis=1)
     y_size, x_size = tf.split(frames.sizes, 2, axis=1)
     rows = _samples(y_start, y_size, height, side)
     columns = _samples(x_start, x_size, width, side)
+    return _gather(features, batch_indices, level_indices, rows, columns, samples)
+
+
+def resize_by_gather(
+    features: Sequence[tf.Tensor],
+    relative: tf.Tensor,
+    batch_indices: tf.Tensor,
+    level_indices: tf.Tensor,
+    *,
+    output_size: int,
+) -> tf.Tensor:
+    """What `tf.image.crop_and_resize` gives for boxes on the maps of their levels, with static shapes.
+
+    Args:
+        features: L maps [B, H_l, W_l, C] float32.
+        relative: [N, 4] float32, yxyx, where 0 and 1 are the centres of a map's first and last pixel.
+        batch_indices: [N] int32.
+        level_indices: [N] int32.
+        output_size: samples per axis, P, at least 2.
+
+    Returns:
+        [N, P, P, C] float32; samples outside of the map are 0.
+    """
+    height, width = _map_sizes(features, level_indices)
+    y1, x1, y2, x2 = tf.split(relative, 4, axis=1)
+    rows, columns = _edge_to_edge(y1, y2, height, output_size), _edge_to_edge(x1, x2, width, output_size)
+    return _gather(features, batch_indices, level_indices, rows, columns, samples=1)
+
+
+def _map_sizes(features: Sequence[tf.Tensor], level_indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Height and width [N, 1] float32 of the map of each roi."""
+    sizes = tf.constant([[*feature.shape[1:3]] for feature in features], tf.float32)
+    height, width = tf.split(tf.gather(sizes, level_indices), 2, axis=1)
+    return height, width
+
+
+def _gather(
+    features: Sequence[tf.Tensor],
+    batch_indices: tf.Tensor,
+    level_indices: tf.Tensor,
+    rows: Neighbours,
+    columns: Neighbours,
+    samples: int,
+) -> tf.Tensor:
+    table, row_starts = _pixel_table(features)
     pixels = tf.gather(tf.reshape(row_starts, [-1]), level_indices * features[0].shape[0] + batch_indices)
-    return _pool(table, _corners(pixels, tf.cast(width, tf.int32), rows, columns), samples)
+    widths = tf.gather(tf.constant([[feature.shape[2]] for feature in features], tf.int32), level_indices)
+    return _pool(table, _corners(pixels, widths, rows, columns), samples)
 
 
 def _pixel_table(features: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -52,6 +93,15 @@ def _pixel_table(features: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
 def _samples(start: tf.Tensor, size: tf.Tensor, limit: tf.Tensor, side: int) -> Neighbours:
     """The `side` samples of each roi on an axis of `limit` pixels, [N, side]; arguments [N, 1]."""
     return neighbours(start + size * ((tf.range(side, dtype=tf.float32) + 0.5) / side), limit)
+
+
+def _edge_to_edge(start: tf.Tensor, end: tf.Tensor, limit: tf.Tensor, count: int) -> Neighbours:
+    """The samples of each roi from one edge to the other, [N, count]; relative edges and the map's pixels [N, 1]."""
+    positions = (limit - 1.0) * (start + (end - start) * (tf.range(count, dtype=tf.float32) / (count - 1)))
+    found = neighbours(positions, limit)
+    # Not NaN, and without the border of one pixel that ROIAlign has.
+    inside = tf.cast((positions >= 0.0) & (positions <= limit - 1.0), tf.float32)
+    return found._replace(low_weight=found.low_weight * inside, high_weight=found.high_weight * inside)
 
 
 def _corners(first: tf.Tensor, width: tf.Tensor, rows: Neighbours, columns: Neighbours) -> list[tuple[tf.Tensor, tf.Tensor]]:

@@ -26,6 +26,7 @@ def roi_pool(
     strides: Sequence[int],
     output_size: int,
     level_epsilon: float = 1e-8,
+    level_rounding: str = "floor",
 ) -> tf.Tensor:
     """Maximum of the features in the quantised bins of each roi; the gradient flows to the features only.
 
@@ -40,6 +41,7 @@ def roi_pool(
         strides: input pixels per feature pixel of each map, consecutive powers of two.
         output_size: bins per axis, P.
         level_epsilon: see `assign_levels`.
+        level_rounding: see `assign_levels`.
 
     Returns:
         [N, P, P, C] float32.
@@ -52,7 +54,8 @@ def roi_pool(
         raise ValueError("RoIPool loops over the pixels of the largest bin, so it cannot run under XLA or TFLite; use roi_align")
     rois = tf.stop_gradient(tf.cast(rois, tf.float32))
     first, last = level_of_stride(strides[0]), level_of_stride(strides[-1])
-    level_indices = assign_levels(rois, min_level=first, max_level=last, epsilon=level_epsilon) - first
+    levels = assign_levels(rois, min_level=first, max_level=last, epsilon=level_epsilon, rounding=level_rounding)
+    level_indices = levels - first
     table, starts, sizes = _pixel_table([tf.cast(feature, tf.float32) for feature in features])
     level_sizes = tf.gather(sizes, level_indices)  # [N, 2]
     scale = tf.gather(tf.constant([1.0 / stride for stride in strides]), level_indices)[:, None]

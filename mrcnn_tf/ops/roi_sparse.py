@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from mrcnn_tf.ops.roi_geometry import neighbours, roi_frames
+from mrcnn_tf.ops.roi_geometry import RoiFrames, neighbours
 
 
 class SamplingMatrix(NamedTuple):
@@ -27,54 +27,44 @@ class SamplingMatrix(NamedTuple):
 
 def align_by_matrix(
     features: Sequence[tf.Tensor],
-    rois: tf.Tensor,
+    frames: RoiFrames,
     batch_indices: tf.Tensor,
     level_indices: tf.Tensor,
     *,
-    strides: Sequence[int],
     output_size: int,
-    aligned: bool,
 ) -> tf.Tensor:
     """ROIAlign with ceil(roi size in feature pixels / P) samples per bin, for each roi and axis.
 
     A roi without area has no samples and gives 0. The work grows with the area of the rois in feature pixels, so a long thin
     one costs no more than others. Arguments and result are those of `align_by_crop`.
     """
-    scale = tf.gather(tf.constant([1.0 / stride for stride in strides]), level_indices)[:, None]
-    sizes = roi_frames(rois, scale, aligned=aligned).sizes
-    counts = tf.maximum(tf.cast(tf.math.ceil(sizes / output_size), tf.int32), 0)
+    counts = tf.maximum(tf.cast(tf.math.ceil(frames.sizes / output_size), tf.int32), 0)
     shapes = [tf.shape(feature) for feature in features]
-    matrix = sampling_matrix(
-        shapes, rois, batch_indices, level_indices, counts, strides=strides, output_size=output_size, aligned=aligned
-    )
+    matrix = sampling_matrix(shapes, frames, batch_indices, level_indices, counts, output_size=output_size)
     channels = features[0].shape[-1]
     table = tf.concat([tf.reshape(feature, [-1, channels]) for feature in features], axis=0)
     pooled = tf.reshape(_pool(matrix, table), [-1, output_size, output_size, channels])
-    return tf.ensure_shape(pooled, [rois.shape[0], output_size, output_size, channels])
+    return tf.ensure_shape(pooled, [batch_indices.shape[0], output_size, output_size, channels])
 
 
 def sampling_matrix(
     shapes: Sequence[tf.Tensor],
-    rois: tf.Tensor,
+    frames: RoiFrames,
     batch_indices: tf.Tensor,
     level_indices: tf.Tensor,
     counts: tf.Tensor,
     *,
-    strides: Sequence[int],
     output_size: int,
-    aligned: bool,
 ) -> SamplingMatrix:
     """The matrix of ROIAlign.
 
     Args:
         shapes: L int32 vectors (B, H_l, W_l, C).
-        rois: [N, 4] float32, yxyx in pixels of the input.
+        frames: N rois in pixels of their own maps.
         batch_indices: [N] int32.
         level_indices: [N] int32.
         counts: [N, 2] int32, samples per bin of each roi, (y, x); 0 gives empty rows.
-        strides: input pixels per feature pixel of each map.
         output_size: bins per axis, P.
-        aligned: see `roi_align`.
 
     Returns:
         The matrix, of N * P * P bins and of all pixels in the order level, image, row, column.
@@ -82,8 +72,6 @@ def sampling_matrix(
     roi, cell, sample_y, sample_x = _samples(counts, output_size)
     level = tf.gather(level_indices, roi)
     height, width = tf.unstack(tf.gather(tf.stack([shape[1:3] for shape in shapes]), level), axis=1)
-    scale = tf.gather(tf.constant([1.0 / stride for stride in strides]), level_indices)[:, None]
-    frames = roi_frames(rois, scale, aligned=aligned)
     steps = frames.sizes / (output_size * tf.cast(tf.maximum(counts, 1), tf.float32))
     y = tf.gather(frames.starts[:, 0], roi) + (tf.cast(sample_y, tf.float32) + 0.5) * tf.gather(steps[:, 0], roi)
     x = tf.gather(frames.starts[:, 1], roi) + (tf.cast(sample_x, tf.float32) + 0.5) * tf.gather(steps[:, 1], roi)
@@ -97,7 +85,7 @@ def sampling_matrix(
     upper, lower = rows.low_weight * share, rows.high_weight * share
     weights = [upper * columns.low_weight, upper * columns.high_weight, lower * columns.low_weight, lower * columns.high_weight]
     places = tf.stack([tf.repeat(roi * output_size**2 + cell, 4), tf.reshape(pixels, [-1])], axis=1)
-    shape = tf.stack([tf.shape(rois)[0] * output_size**2, tf.reduce_sum(num_pixels)])
+    shape = tf.stack([tf.shape(batch_indices)[0] * output_size**2, tf.reduce_sum(num_pixels)])
     csr = tf.raw_ops.SparseTensorToCSRSparseMatrix(
         indices=tf.cast(places, tf.int64),
         values=tf.reshape(tf.stack(weights, axis=1), [-1]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -82,3 +82,95 @@ def assign_layers(model: keras.Model, arrays: Mapping[str, Mapping[str, np.ndarr
             )
     for key, weight in weights.items():
         weight.assign(flat[key])
+
+
+class Parameters:
+    """The parameters of a checkpoint, handed out by name; what is missing, misshapen or left over is told all at once.
+
+    Take everything first, then `finish`, then assign: so nothing is assigned unless all fits.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], source: str) -> None:
+        """Start with nothing taken.
+
+        Args:
+            arrays: name to array, in the checkpoint's own layout.
+            source: where they come from, for messages.
+        """
+        self._arrays = arrays
+        self._source = source
+        self._taken: set[str] = set()
+        self._missing: list[str] = []
+        self._misshapen: list[str] = []
+
+    def take(self, name: str, shape: Sequence[int]) -> np.ndarray:
+        """The array of that name; zeros, and a note for `finish`, where there is none of this shape.
+
+        Args:
+            name: in the checkpoint.
+            shape: that the model needs, in the checkpoint's layout.
+
+        Returns:
+            The array, of `shape`.
+        """
+        shape = tuple(shape)
+        array = self._arrays.get(name)
+        self._taken.add(name)
+        if array is None:
+            self._missing.append(f"{name} {list(shape)}")
+        elif array.shape != shape:
+            self._misshapen.append(f"{name} is {list(array.shape)}, the model needs {list(shape)}")
+        else:
+            return array
+        return np.zeros(shape, np.float32)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def finish(self) -> None:
+        """Check that every parameter was taken and fitted.
+
+        Raises:
+            PretrainedWeightsError: lists names and shapes of both sides.
+        """
+        left = [f"{name} {list(array.shape)}" for name, array in self._arrays.items() if name not in self._taken]
+        faults = {
+            "the model needs, but the checkpoint lacks": self._missing,
+            "the shapes differ": self._misshapen,
+            "the checkpoint has, but the model has no place for": left,
+        }
+        if any(faults.values()):
+            lines = [f"  {what}: {', '.join(names)}" for what, names in faults.items() if names]
+            raise PretrainedWeightsError("\n".join([f"{self._source} does not fit the model:", *lines]))
+
+
+Assignments = list[tuple[keras.Variable, np.ndarray]]
+"""Weights and what goes into them."""
+
+
+def layer_assignments(layer: keras.layers.Layer, arrays: Mapping[str, np.ndarray]) -> Assignments:
+    """Pair the weights of one layer with arrays by name, each exactly once.
+
+    Args:
+        layer: its weights are named uniquely.
+        arrays: weight name to array, in the layer's layout.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        PretrainedWeightsError: a weight without array, an array without weight, or another shape.
+    """
+    weights = {weight.name: weight for weight in layer.weights}
+    if weights.keys() != arrays.keys():
+        raise PretrainedWeightsError(f"{layer.name} has the weights {sorted(weights)}, got {sorted(arrays)}")
+    for name, weight in weights.items():
+        if tuple(weight.shape) != arrays[name].shape:
+            raise PretrainedWeightsError(f"{layer.name}/{name} has shape {tuple(weight.shape)}, got {arrays[name].shape}")
+    return [(weight, arrays[name]) for name, weight in weights.items()]
+
+
+def assign_all(assignments: Assignments) -> None:
+    """Put every array into its weight."""
+    for weight, array in assignments:
+        weight.assign(array)

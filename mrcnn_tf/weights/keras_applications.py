@@ -7,16 +7,25 @@ subtracted and not scaled.
 from __future__ import annotations
 
 import keras
-import numpy as np
 
 from mrcnn_tf.config import imagenet_preprocessing
 from mrcnn_tf.modeling.layers import ConvNorm
-from mrcnn_tf.weights.assign import NormArrays, PretrainedWeightsError, assign_layers, conv_norm_arrays
+from mrcnn_tf.weights.assign import (
+    Assignments,
+    NormArrays,
+    Parameters,
+    PretrainedWeightsError,
+    assign_all,
+    conv_norm_arrays,
+    layer_assignments,
+)
 
 STRIDE_IN = "1x1"
 """The convolution of a bottleneck that carries the stride in these weights."""
 SOURCE_EPSILON = 1.001e-5
 MODELS = {"resnet50": "ResNet50", "resnet101": "ResNet101"}
+_NORM_PARTS = ("gamma", "beta", "moving_mean", "moving_variance")
+_CLASSIFIER = ("predictions/", "probs/")
 DOWNLOADS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet"
 
 
@@ -58,15 +67,28 @@ def copy_resnet(source: keras.Model, backbone: keras.Model) -> None:
         PretrainedWeightsError: the two do not fit; nothing is assigned then.
     """
     _check_stride(backbone)
-    layers = {layer.name: layer for layer in source.layers}
-    arrays = {}
+    arrays = {
+        f"{layer.name}/{weight.name}": keras.ops.convert_to_numpy(weight) for layer in source.layers for weight in layer.weights
+    }
+    used = {name: array for name, array in arrays.items() if not name.startswith(_CLASSIFIER)}
+    parameters = Parameters(used, source.name)
+    assignments = trunk_assignments(parameters, backbone)
+    parameters.finish()
+    assign_all(assignments)
+
+
+def trunk_assignments(parameters: Parameters, backbone: keras.Model) -> Assignments:
+    """What goes into a trunk of `build_backbone` from parameters named "layer/weight"."""
+    assignments: Assignments = []
     for layer in backbone.layers:
         if isinstance(layer, ConvNorm):
             conv, norm = _source_names(layer.name)
-            if conv not in layers:
-                raise PretrainedWeightsError(f"{source.name} has no layer {conv} for {layer.name}")
-            arrays[layer.name] = _translate(layer, layers[conv], layers[norm])
-    assign_layers(backbone, arrays, source.name)
+            filters = (layer.kernel.shape[-1],)
+            kernel, bias = parameters.take(f"{conv}/kernel", layer.kernel.shape), parameters.take(f"{conv}/bias", filters)
+            statistics = NormArrays(*(parameters.take(f"{norm}/{part}", filters) for part in _NORM_PARTS))
+            arrays = conv_norm_arrays(layer, kernel, statistics, epsilon=SOURCE_EPSILON, bias=bias)
+            assignments += layer_assignments(layer, arrays)
+    return assignments
 
 
 def _check_stride(backbone: keras.Model) -> None:
@@ -85,10 +107,3 @@ def _source_names(layer_name: str) -> tuple[str, str]:
     number = 0 if part == "shortcut" else int(part.removeprefix("conv"))
     prefix = f"conv{stage}_block{int(block) + 1}_{number}"
     return f"{prefix}_conv", f"{prefix}_bn"
-
-
-def _translate(layer: ConvNorm, conv: keras.layers.Layer, norm: keras.layers.Layer) -> dict[str, np.ndarray]:
-    kernel, bias = (keras.ops.convert_to_numpy(weight) for weight in (conv.kernel, conv.bias))
-    statistics = (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
-    arrays = [keras.ops.convert_to_numpy(weight) for weight in statistics]
-    return conv_norm_arrays(layer, kernel, NormArrays(*arrays), epsilon=SOURCE_EPSILON, bias=bias)

@@ -17,9 +17,10 @@ from mrcnn_tf.data.shapes import write_shapes
 CATEGORIES = [{"id": 4, "name": "left"}, {"id": 9, "name": "right"}]
 
 
-def _config(root=None, *, masks=True, **data):
+def _config(root=None, *, masks=True, how=None, **data):
     values = {"min_sizes": (64,), "max_size": 128, "image_size": (64, 128), "root": root} | data
-    model = ModelConfig(preprocessing=PreprocessingConfig(min_size=64, max_size=128), mask_head=MaskHeadConfig(enabled=masks))
+    preprocessing = PreprocessingConfig(min_size=64, max_size=128, **(how or {}))
+    model = ModelConfig(preprocessing=preprocessing, mask_head=MaskHeadConfig(enabled=masks))
     return Config(model=model, data=DataConfig(**values), train=TrainConfig(batch_size=2))
 
 
@@ -96,6 +97,32 @@ def test_boxes_and_masks_lie_on_the_objects(folder, flip):
     two = values["gt_classes"].max(axis=1).argmax()
     left = values["gt_boxes"][two, values["gt_classes"][two] == 2, 1]
     assert left == pytest.approx(0 if flip else 48)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_centred_image_takes_its_boxes_along(folder, flip):
+    corner, centred = (
+        _dataset(folder, _config(horizontal_flip=flip, how={"placement": placement}), seed=1).take(1).get_single_element()
+        for placement in ("top_left", "centre")
+    )
+    # 64 x 80 in 64 x 128.
+    np.testing.assert_array_equal(centred["image_sizes"], corner["image_sizes"])
+    np.testing.assert_array_equal(centred["images"], np.roll(corner["images"], 24, axis=2))
+    filled = corner["gt_classes"].numpy() > 0
+    np.testing.assert_array_equal(centred["gt_boxes"].numpy()[filled], corner["gt_boxes"].numpy()[filled] + [0, 24, 0, 24])
+    assert not centred["gt_boxes"].numpy()[~filled].any()
+    np.testing.assert_array_equal(centred["gt_masks"], corner["gt_masks"])
+
+
+def test_images_and_sizes_follow_the_preprocessing(folder):
+    how = {"quantize": False, "antialias": False, "resize_rounding": "floor", "enlarge_only": True}
+    dataset = _dataset(folder, _config(min_sizes=(30,), horizontal_flip=0.0, how=how))
+    assert dataset.element_spec["images"].dtype == tf.float32
+    (batch,) = list(dataset)
+    assert batch["image_sizes"].numpy().tolist() == [[40, 50]] * 2
+    (batch,) = list(_dataset(folder, _config(min_sizes=(63,), horizontal_flip=0.0, how=how)))
+    assert batch["image_sizes"].numpy().tolist() == [[63, 78]] * 2  # 78.75
+    assert (batch["images"].numpy() % 1 > 0).any()
 
 
 def test_epochs_differ_and_the_seed_repeats_them(tmp_path):

@@ -56,6 +56,24 @@ def test_values_are_rounded_not_cut():
     assert resize_sample(sample, tf.constant([1, 4]), antialias=False)["images"].numpy()[0, :, 0].tolist() == [0, 1, 2, 3]
 
 
+def test_images_that_are_not_quantised_become_floats():
+    sample = _sample() | {"images": tf.constant([[[0] * 3, [3] * 3]], tf.uint8), "image_sizes": tf.constant([1, 2])}
+    image = resize_sample(sample, tf.constant([1, 4]), antialias=False, quantize=False)["images"]
+    assert image.dtype == tf.float32
+    assert image.numpy()[0, :, 0].tolist() == [0, 0.75, 2.25, 3]
+
+
+def test_centred_padding_moves_boxes_along():
+    sample = _sample()
+    padded = pad_sample(sample, (64, 128), "centre")
+    assert padded["images"].shape == (64, 128, 3)
+    np.testing.assert_array_equal(padded["images"][29:35, 59:69], sample["images"])
+    assert padded["images"].numpy().sum() == sample["images"].numpy().sum()
+    np.testing.assert_array_equal(padded["gt_boxes"], [[30, 61, 33, 66.5], [29, 59, 35, 69], [0, 0, 0, 0]])
+    for key in ("image_sizes", "gt_classes", "gt_crowd", "gt_masks"):
+        assert padded[key] is sample[key]
+
+
 def test_padding_is_static_and_leaves_the_rest_alone():
     padded = pad_sample(_sample(), (64, 128))
     assert padded["images"].shape == (64, 128, 3)
@@ -72,6 +90,15 @@ def test_the_training_size_fits_the_padded_input(image_size):
         assert 1 <= size[1] <= image_size[1]
         if min(size) > 1:
             assert size[0] / size[1] == pytest.approx(height / width, rel=1.6 / min(size))
+
+
+def test_the_training_size_follows_the_rule_of_inference():
+    given = {"min_size": 240, "max_size": 400, "image_size": (448, 448)}
+    assert training_size(480, 641, **given) == (240, 321)  # 320.5
+    assert training_size(480, 641, **given, rounding="floor") == (240, 320)
+    assert training_size(480, 641, **given, rounding="half_even") == (240, 320)
+    assert training_size(300, 350, **given) == (240, 280)
+    assert training_size(300, 350, **given, enlarge_only=True) == (300, 350)
 
 
 def test_the_training_size_is_the_usual_one_where_it_fits():

@@ -110,6 +110,33 @@ def stage_of(layer_name, backbone_name):
     return 1 + sum(int(number[2]) >= first for first in (1, 3, 5, 11))
 
 
+@pytest.mark.parametrize(("padding", "offset"), [("symmetric", 3), ("same", 2)])
+def test_padding_of_the_stem(padding, offset):
+    """An even size and stride 2: "same" is 2 pixels at the top and the left where "symmetric" is 3."""
+    backbone = build_backbone("tiny", padding=padding)
+    x = images(1, 16, 16)
+    stem = backbone.get_layer("stem")
+    values = {weight.name: weight.numpy() for weight in stem.weights}
+    padded = np.pad(x.numpy(), ((0, 0), (offset, 3), (offset, 3), (0, 0)))
+    patches = np.lib.stride_tricks.sliding_window_view(padded[0], (7, 7), axis=(0, 1))[:16:2, :16:2]
+    # Initial statistics: the norm divides by sqrt(1 + epsilon) only.
+    expected = np.maximum(np.einsum("hwcij,ijco->hwo", patches, values["kernel"]) / np.sqrt(1 + 1e-5), 0)
+    np.testing.assert_allclose(stem(x)[0], expected, atol=1e-4)
+    strided = [layer for layer in backbone.layers if isinstance(layer, ConvNorm) and layer.strides == 2]
+    assert {layer.padding for layer in strided} == {padding}
+
+
+@pytest.mark.parametrize(("pool_padding", "first"), [("symmetric", -1), ("same", 0)])
+def test_padding_of_the_pooling(pool_padding, first):
+    """The windows of 3 pixels begin at -1, 1, 3, ... or at 0, 2, 4, ..., and a pixel that is not there does not count."""
+    backbone = build_backbone("tiny", pool_padding=pool_padding)
+    stem = keras.Model(backbone.input, [backbone.get_layer(name).output for name in ("stem", "stem_pool")])
+    before, after = (level.numpy()[0] for level in stem(images(1, 16, 16)))
+    rows = [range(max(start, 0), min(start + 3, 8)) for start in range(first, first + 8, 2)]
+    expected = [[before[np.ix_(y, x)].max(axis=(0, 1)) for x in rows] for y in rows]
+    np.testing.assert_array_equal(after, expected)
+
+
 def test_stride_sits_where_it_is_asked_for():
     for stride_in, expected in (("1x1", (2, 1)), ("3x3", (1, 2))):
         backbone = build_backbone("tiny", stride_in=stride_in)
@@ -173,6 +200,8 @@ def test_mixed_precision_runs_in_bfloat16_throughout():
         ("resnet18", {}, "unknown backbone 'resnet18'; known: resnet50"),
         ("resnet50", {"frozen_stages": 6}, "0..5, got 6"),
         ("resnet50", {"stride_in": "2x2"}, "1x1 or 3x3, got '2x2'"),
+        ("resnet50", {"padding": "valid"}, "padding must be symmetric or same, got 'valid'"),
+        ("resnet50", {"pool_padding": "valid"}, "pool_padding must be symmetric or same, got 'valid'"),
         ("tiny", {"norm": "layer"}, "norm must be one of"),
     ],
 )

@@ -201,7 +201,7 @@ def test_losses_without_foreground(target):
     assert not np.any(for_deltas)
 
 
-IMAGE_SIZES = np.array([[90, 100], [70, 64]], np.int32)
+WINDOWS = np.array([[0, 0, 90, 100], [6, 12, 76, 76]], np.float32)
 
 
 def detect_case(num_boxes, num_classes=3, seed=7):
@@ -211,11 +211,17 @@ def detect_case(num_boxes, num_classes=3, seed=7):
     deltas = random.normal(scale=0.5, size=(2, 30, num_boxes, 4)).astype(np.float32)
     is_valid = np.ones([2, 30], bool)
     is_valid[1, 4:] = False
-    return [tf.constant(value) for value in (logits, deltas, random_boxes(2, 30, seed=seed), is_valid, IMAGE_SIZES)]
+    return [tf.constant(value) for value in (logits, deltas, random_boxes(2, 30, seed=seed), is_valid, WINDOWS)]
 
 
 def detector(**options):
-    defaults = {"score_threshold": 0.1, "nms_iou_threshold": 0.4, "max_detections": 12, "min_box_size": 0.0}
+    defaults = {
+        "score_threshold": 0.1,
+        "nms_iou_threshold": 0.4,
+        "max_detections": 12,
+        "min_box_size": 0.0,
+        "pre_nms_top_k": 5000,
+    }
     return DetectBoxes(box_weights=WEIGHTS, **{**defaults, **options})
 
 
@@ -224,16 +230,28 @@ def iou(a, b):
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-def reference_detections(case, image, *, score_threshold=0.1, nms_iou_threshold=0.4, max_detections=12, min_box_size=0.0):
+def reference_detections(
+    case,
+    image,
+    *,
+    score_threshold=0.1,
+    nms_iou_threshold=0.4,
+    max_detections=12,
+    min_box_size=0.0,
+    best_class_only=False,
+    max_log_scale=box_ops.MAX_LOG_SCALE,
+):
     """(score, class, box) of one image, every pair of proposal and class by itself: detectron2's fast_rcnn_inference."""
-    logits, deltas, proposals, is_valid, sizes = (value[image].numpy() for value in case)
+    logits, deltas, proposals, is_valid, window = (value[image].numpy() for value in case)
     candidates = []
     for row in np.flatnonzero(is_valid):
         scores = np.exp(logits[row]) / np.exp(logits[row]).sum()
-        for class_id in range(1, len(scores)):
+        for class_id in [scores.argmax()] if best_class_only else range(1, len(scores)):
+            if class_id == 0:
+                continue
             delta = deltas[row, class_id - 1 if len(deltas[row]) > 1 else 0]
-            box = box_ops.decode(tf.constant(delta), tf.constant(proposals[row]), WEIGHTS).numpy()
-            box = np.clip(box, 0, [*sizes, *sizes])
+            box = box_ops.decode(tf.constant(delta), tf.constant(proposals[row]), WEIGHTS, max_log_scale).numpy()
+            box = np.clip(box, [*window[:2]] * 2, [*window[2:]] * 2)
             if scores[class_id] > score_threshold and min(box[2] - box[0], box[3] - box[1]) > min_box_size:
                 candidates.append((scores[class_id], class_id, box))
     kept = []
@@ -271,6 +289,31 @@ def test_detections_equal_the_reference(num_boxes, num_classes, max_detections):
     assert_detections(in_xla(lambda: layer(*case)), case, max_detections=max_detections)
 
 
+@pytest.mark.parametrize(("num_boxes", "num_classes"), [(3, 3), (1, 3), (1, 1)])
+def test_a_proposal_may_stand_for_its_best_class_only(num_boxes, num_classes):
+    case = detect_case(num_boxes, num_classes)
+    options = {"best_class_only": True, "score_threshold": 0.0, "nms_iou_threshold": 1.0, "max_detections": 200}
+    layer = detector(**options)
+    counts = assert_detections(layer(*case), case, **options)
+    is_foreground = case[0].numpy().argmax(axis=-1) > 0
+    np.testing.assert_array_equal(counts, (is_foreground & case[3].numpy()).sum(axis=1))
+    assert 0 < counts[0] < 30
+    assert_detections(in_xla(lambda: layer(*case)), case, **options)
+
+
+def test_equal_logits_stand_for_the_first_class():
+    found = box_head.is_best(tf.constant([[1.0, 1, 0], [0, 2, 2], [0, 0, 1]]))
+    np.testing.assert_array_equal(found, [[True, False, False], [False, True, False], [False, False, True]])
+
+
+@pytest.mark.parametrize("max_log_scale", [0.1, None])
+def test_the_growth_of_detections_may_be_bounded_or_not(max_log_scale):
+    logits, deltas, proposals, is_valid, windows = detect_case(3)
+    case = [logits, 10 * deltas, proposals, is_valid, 50 * windows]
+    options = {"max_log_scale": max_log_scale, "max_detections": 200}
+    assert_detections(detector(**options)(*case), case, **options)
+
+
 def test_small_detections_are_dropped():
     case = detect_case(3)
     options = {"min_box_size": 25.0, "max_detections": 200}
@@ -281,31 +324,30 @@ def test_small_detections_are_dropped():
 def test_score_threshold_is_exclusive():
     logits = tf.constant([[[0.0, 0.0], [-2.0, 0.0]]])  # scores 0.5 and 0.88
     case = [logits, tf.zeros([1, 2, 1, 4]), tf.constant([[[0, 0, 9, 9], [20, 20, 30, 30]]], tf.float32)]
-    _, _, scores, counts = detector(score_threshold=0.5)(*case, tf.ones([1, 2], tf.bool), tf.constant([[64, 64]]))
+    _, _, scores, counts = detector(score_threshold=0.5)(*case, tf.ones([1, 2], tf.bool), tf.constant([[0.0, 0, 64, 64]]))
     np.testing.assert_array_equal(counts, [1])
     assert scores.numpy()[0, 0] == pytest.approx(1 / (1 + np.exp(-2)), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["no proposal valid", "no score high enough", "not a number"])
 def test_nothing_detected(kind):
-    logits, deltas, proposals, is_valid, sizes = detect_case(3)
+    logits, deltas, proposals, is_valid, windows = detect_case(3)
     if kind == "no proposal valid":
         is_valid = tf.zeros_like(is_valid)
     elif kind == "not a number":
         deltas = deltas * np.nan
     layer = detector(score_threshold=0.9999 if kind == "no score high enough" else 0.1)
-    boxes, classes, scores, counts = layer(logits, deltas, proposals, is_valid, sizes)
+    boxes, classes, scores, counts = layer(logits, deltas, proposals, is_valid, windows)
     np.testing.assert_array_equal(counts, [0, 0])
     assert boxes.shape == (2, 12, 4)
     for values in (boxes, classes, scores):
         assert not np.any(values)
 
 
-def test_only_the_best_candidates_reach_nms(monkeypatch):
+def test_only_the_best_candidates_reach_nms():
     case = detect_case(3)
-    layer = detector(max_detections=200, nms_iou_threshold=1.0)
-    everything = layer(*case)
-    monkeypatch.setattr(box_head, "_MAX_CANDIDATES", 7)
-    found = layer(*case)
+    options = {"max_detections": 200, "nms_iou_threshold": 1.0}
+    everything = detector(pre_nms_top_k=None, **options)(*case)
+    found = detector(pre_nms_top_k=7, **options)(*case)
     np.testing.assert_array_equal(found[3], [7, min(7, everything[3][1])])
     np.testing.assert_array_equal(found[2][0, :7], everything[2][0, :7])

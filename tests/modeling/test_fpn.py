@@ -38,9 +38,43 @@ def test_levels_against_the_definition():
     np.testing.assert_array_equal(got["p6"], got["p5"][:, ::2, ::2])
 
 
+def same_convolution(x, kernel, bias):
+    """3x3, stride 2, on even sizes: TensorFlow pads a row at the bottom and a column at the right, and nothing else."""
+    height, width = (side // 2 for side in x.shape[1:3])
+    padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    taps = [(i, j) for i in range(3) for j in range(3)]
+    return bias + sum(padded[:, i : i + 2 * height : 2, j : j + 2 * width : 2] @ kernel[i, j] for i, j in taps)
+
+
+def test_convolved_p6_is_of_p5_before_its_norm():
+    fpn, inputs = randomised(norm="frozen", p6="conv"), features(height=128, width=128)
+    for level in fpn.layers:
+        for weight in level.weights:
+            if weight.name in ("moving_mean", "moving_variance"):
+                weight.assign(RNG.uniform(0.5, 2, weight.shape))
+    got = fpn(inputs)
+    norm = {weight.name: weight.numpy() for weight in fpn.get_layer("norm5").weights}
+    scale = norm["gamma"] / np.sqrt(norm["moving_variance"] + 1e-5)
+    plain = (got["p5"].numpy() - norm["beta"]) / scale + norm["moving_mean"]
+    assert {weight.name for weight in fpn.get_layer("output5").weights} == {"kernel", "bias"}
+    top = {weight.name: weight.numpy() for weight in fpn.get_layer("p6").weights}
+    scale = top["gamma"] / np.sqrt(top["moving_variance"] + 1e-5)
+    expected = same_convolution(plain, top["kernel"], -top["moving_mean"]) * scale + top["beta"]
+    np.testing.assert_allclose(got["p6"], expected, atol=1e-3 * expected.std())
+
+
+def test_convolved_p6_without_norm():
+    fpn, inputs = randomised(p6="conv"), features(height=128, width=128)
+    got = fpn(inputs)
+    kernel, bias = (weight.numpy() for weight in fpn.get_layer("p6").weights)
+    np.testing.assert_allclose(got["p6"], same_convolution(got["p5"].numpy(), kernel, bias), rtol=1e-4, atol=1e-2)
+    assert "norm5" not in [layer.name for layer in fpn.layers]
+
+
 @pytest.mark.parametrize("size", [(32, 96), (160, 64), (64, 64)])
-def test_p6_of_odd_sizes_rounds_up(size):
-    outputs = build_fpn(CHANNELS, width=4)(features(1, *size))
+@pytest.mark.parametrize("p6", ["pool", "conv"])
+def test_p6_of_odd_sizes_rounds_up(size, p6):
+    outputs = build_fpn(CHANNELS, width=4, p6=p6)(features(1, *size))
     assert outputs["p6"].shape == (1, -(-size[0] // 64), -(-size[1] // 64), 4)
 
 
@@ -52,10 +86,11 @@ def test_information_flows_down_only():
     assert changed == {"p2", "p3", "p4"}
 
 
+@pytest.mark.parametrize("p6", ["pool", "conv"])
 @pytest.mark.parametrize("norm", ["none", "batch", "group", "frozen"])
-def test_norms_and_xla(norm):
-    fpn, inputs = randomised(norm=norm), features(1, 32, 32)
-    assert any(weight.name == "bias" for weight in fpn.weights) == (norm == "none")
+def test_norms_and_xla(norm, p6):
+    fpn, inputs = randomised(norm=norm, p6=p6), features(1, 32, 32)
+    assert any(weight.name == "bias" for weight in fpn.weights) == (norm == "none" or p6 == "conv")
 
     def step():
         with tf.GradientTape() as tape:

@@ -8,6 +8,11 @@ from mrcnn_tf.modeling.layers import ConvNorm, DepthwiseConvNorm, Normalize, Sto
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers_in_any_order_of_the_tests():
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def normal(*shape):
     return RNG.normal(size=shape).astype("float32")
 
@@ -161,17 +166,17 @@ def test_group_norm_normalises_each_group_of_each_image(filters, groups):
 
 
 def test_a_model_of_all_layers_survives_the_keras_file(tmp_path):
-    images, sizes = keras.Input((None, None, 3)), keras.Input((2,), dtype="int32")
-    x = Normalize((1, 2, 3), (4, 5, 6), "bgr")(images, sizes)
+    images, windows = keras.Input((None, None, 3)), keras.Input((4,))
+    x = Normalize((1, 2, 3), (4, 5, 6), "bgr", "black")(images, windows)
     x = ConvNorm(8, 3, groups=1, strides=2, activation="relu6", gamma_initializer=keras.initializers.Constant(0.5))(x)
     x = ConvNorm(8, 3, groups=2, norm="batch", padding="same", kernel_initializer="he_normal", trainable=False)(x)
     x = Upsample2x()(StopGradient()(DepthwiseConvNorm(3, norm_epsilon=0.1)(x)))
-    model = keras.Model([images, sizes], x)
+    model = keras.Model([images, windows], x)
     for layer in model.layers:
         randomise(layer)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    inputs = [normal(2, 8, 8, 3), np.array([[8, 8], [5, 3]], "int32")]
+    inputs = [normal(2, 8, 8, 3), np.array([[0, 0, 8, 8], [2, 1, 5, 3]], "float32")]
     np.testing.assert_array_equal(loaded(inputs), model(inputs))
     for layer in model.layers[2:]:
         config = layer.get_config()
@@ -202,32 +207,35 @@ def test_impossible_convolutions_are_refused():
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
-def test_normalize(dtype, order):
-    images = RNG.integers(0, 256, (3, 7, 9, 3)).astype(dtype)
-    sizes = np.array([[7, 9], [4, 3], [0, 0]], "int32")
+@pytest.mark.parametrize("padding_value", ["mean", "black"])
+def test_normalize(dtype, order, padding_value):
+    images = RNG.integers(0, 256, (4, 7, 9, 3)).astype(dtype)
+    windows = np.array([[0, 0, 7, 9], [0, 0, 4, 3], [2, 3, 6, 9], [0, 0, 0, 0]], "float32")
     mean, std = np.array([10.0, 120.0, 200.0]), np.array([50.0, 1.0, 3.0])
-    outputs = Normalize(mean, std, order)(images, sizes).numpy()
-    for image, (height, width), output in zip(images.astype(float), sizes, outputs, strict=True):
+    outputs = Normalize(mean, std, order, padding_value)(images, windows).numpy()
+    for image, (top, left, bottom, right), output in zip(images.astype(float), windows.astype(int), outputs, strict=True):
         ordered = image if order == "rgb" else image[..., ::-1]
-        np.testing.assert_allclose(output[:height, :width], ((ordered - mean) / std)[:height, :width], rtol=1e-5, atol=1e-5)
-        assert not output[height:].any()
-        assert not output[:, width:].any()
+        expected = np.zeros_like(image) if padding_value == "mean" else np.tile(-mean / std, (7, 9, 1))
+        expected[top:bottom, left:right] = ((ordered - mean) / std)[top:bottom, left:right]
+        np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_normalize_subtracts_before_it_rounds_to_bfloat16():
     images = np.full((1, 2, 2, 3), 123.9, "float32")
     layer = Normalize((123.675,) * 3, (1.0,) * 3, dtype="mixed_bfloat16")
-    outputs = layer(images, np.array([[2, 2]], "int32"))
+    outputs = layer(images, np.array([[0, 0, 2, 2]], "float32"))
     assert outputs.dtype == tf.bfloat16
     np.testing.assert_allclose(tf.cast(outputs, tf.float32), 0.225, rtol=0.005)
 
 
 def test_normalize_under_xla_and_wrong_order():
     layer = Normalize((1, 2, 3), (4, 5, 6), "bgr")
-    inputs = RNG.integers(0, 256, (2, 4, 6, 3)).astype("uint8"), np.array([[4, 6], [1, 2]], "int32")
+    inputs = RNG.integers(0, 256, (2, 4, 6, 3)).astype("uint8"), np.array([[0, 0, 4, 6], [1, 2, 3, 4]], "float32")
     np.testing.assert_allclose(tf.function(layer, jit_compile=True)(*inputs), layer(*inputs), rtol=1e-6)
     with pytest.raises(ValueError, match="channel_order must be one of rgb, bgr; got 'gbr'"):
         Normalize((1, 2, 3), (4, 5, 6), "gbr")
+    with pytest.raises(ValueError, match="padding_value must be one of mean, black; got 'grey'"):
+        Normalize((1, 2, 3), (4, 5, 6), padding_value="grey")
 
 
 def test_stop_gradient():

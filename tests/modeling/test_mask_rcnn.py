@@ -93,6 +93,15 @@ def test_padding_does_not_change_what_is_found(model):
     assert first["detection_boxes"].numpy().max() <= 64
 
 
+@pytest.mark.parametrize(("clip_to", "limit"), [("image", 64), ("input", 128)])
+def test_detections_are_cut_at_the_image_or_at_the_input(tiny_config, clip_to, limit):
+    model = MaskRCNN(with_model(tiny_config, box_head={"clip_to": clip_to, "score_threshold": 0.0}))
+    bias = model.box_head.get_layer("box_deltas").bias
+    bias.assign(np.tile([0.0, 0.0, 20.0, 20.0], bias.shape[0] // 4))  # boxes grow by exp(20 / 5)
+    inputs = {**images(128, 128), "image_sizes": np.array([[64, 64]], np.int32)}
+    assert trace(model)(inputs)["detection_boxes"].numpy().max() == limit
+
+
 def test_both_graphs_share_every_variable(model):
     inference = {variable.path for variable in model.variables}
     training = {variable.path for variable in model.training_graph.variables}
@@ -146,9 +155,17 @@ def test_faster_rcnn_has_no_masks(tiny_config):
         {"box_head": {"kind": "4conv1fc", "norm": "group", "conv_width": 32}, "mask_head": {"norm": "group", "width": 32}},
         {"roi_align": {"kind": "pool"}},
         {"roi_align": {"sampling_ratio": 0}},
+        {"roi_align": {"kind": "crop", "level_rounding": "nearest"}, "rpn": {"joint_levels": True, "clip_to": "input"}},
+        {"roi_align": {"kind": "pool", "level_rounding": "nearest"}, "rpn": {"box_weights": (10.0, 10.0, 5.0, 5.0)}},
         {"rpn": {"num_convs": 2, "box_loss": "smooth_l1"}, "box_head": {"box_loss": "smooth_l1"}, "fpn": {"norm": "batch"}},
+        {
+            "fpn": {"p6": "conv", "norm": "frozen"},
+            "rpn": {"norm": "batch", "ranking": "probability", "clip_to": "input"},
+            "roi_align": {"sampling_ratio": 1, "aligned": False, "minimum_size": 0.0, "max_level": 6},
+            "box_head": {"clip_to": "input"},
+        },
     ],
-    ids=["agnostic", "4conv1fc", "pool", "adaptive", "smooth_l1"],
+    ids=["agnostic", "4conv1fc", "pool", "adaptive", "crop", "nearest", "smooth_l1", "model garden"],
 )
 def test_variants_detect_and_train(tiny_config, changes):
     model = MaskRCNN(with_model(tiny_config, **changes))

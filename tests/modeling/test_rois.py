@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mrcnn_tf.modeling.rois import FlattenRows, GatherRows, RoiAlign, RoiPool, ScatterRows
+from mrcnn_tf.modeling.rois import FlattenRows, GatherRows, RoiAlign, RoiPool, RoiResize, ScatterRows
 from mrcnn_tf.ops.roi_align import roi_align
 from mrcnn_tf.ops.roi_pool import roi_pool
+from mrcnn_tf.ops.roi_resize import roi_resize
 from mrcnn_tf.ops.static_graph import static_graph
 
 VALID = [[True, False, True], [False, False, True]]
@@ -85,22 +86,33 @@ def rois():
 def layer(kind):
     if kind == "pool":
         return RoiPool(3, strides=STRIDES, level_epsilon=LEVEL_EPSILON)
+    if kind == "crop":
+        return RoiResize(3, strides=STRIDES, inclusive=True, level_epsilon=LEVEL_EPSILON)
     return RoiAlign(3, strides=STRIDES, sampling_ratio=2, aligned=True, level_epsilon=LEVEL_EPSILON)
 
 
-@pytest.mark.parametrize("kind", ["align", "pool"])
+@pytest.mark.parametrize("kind", ["align", "pool", "crop"])
 def test_pooling_takes_each_row_from_its_own_image(kind):
     rows = tf.constant([0, 2, 3])
     found = layer(kind)(pyramid(), rois(), rows)
     assert found.shape == (3, 3, 3, 3)
     arguments = (pyramid(), tf.gather(tf.reshape(rois(), [6, 4]), rows), tf.constant([0, 0, 1]))
     options = {"strides": STRIDES, "output_size": 3, "level_epsilon": LEVEL_EPSILON}
-    expected = (
-        roi_pool(*arguments, **options) if kind == "pool" else roi_align(*arguments, **options, sampling_ratio=2, aligned=True)
-    )
+    if kind == "align":
+        expected = roi_align(*arguments, **options, sampling_ratio=2, aligned=True)
+    else:
+        expected = roi_pool(*arguments, **options) if kind == "pool" else roi_resize(*arguments, **options, inclusive=True)
     np.testing.assert_array_equal(found, expected)
     # the images are not alike: a row taken from the other one would show
     assert np.abs(found - layer(kind)(pyramid(), tf.reverse(rois(), [0]), rows)).max() > 0.1
+
+
+def test_the_smallest_size_is_handed_on():
+    tiny = tf.constant([[[9, 9, 9.4, 9.2]]], tf.float32)
+    options = {"strides": STRIDES, "sampling_ratio": 1, "aligned": False, "level_epsilon": 0.0}
+    found = [RoiAlign(3, minimum_size=size, **options)(pyramid(), tiny, tf.constant([0])) for size in (0.0, 1.0)]
+    spread = [np.ptp(bins, axis=(1, 2)).max() for bins in found]
+    assert 0 < spread[0] < spread[1] / 2
 
 
 def test_align_is_the_same_in_a_static_graph_under_xla():
@@ -111,7 +123,23 @@ def test_align_is_the_same_in_a_static_graph_under_xla():
     np.testing.assert_allclose(in_xla(pool), pool(), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["align", "pool"])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [(RoiPool, {}), (RoiResize, {"inclusive": False}), (RoiAlign, {"sampling_ratio": 2, "aligned": True})],
+    ids=["pool", "crop", "align"],
+)
+def test_the_rounding_of_levels_reaches_the_layer(make, options):
+    maps = [tf.fill(level.shape, float(index)) for index, level in enumerate(pyramid())]
+    square = tf.constant([[[0, 0, 90, 90.0]]])  # P2 by the floor, P3 by the nearest
+
+    def pool(rounding):
+        pooling = make(1, strides=STRIDES, level_epsilon=0.0, level_rounding=rounding, **options)
+        return float(pooling(maps, square, tf.constant([0]))[0, 0, 0, 0])
+
+    assert (pool("floor"), pool("nearest")) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["align", "pool", "crop"])
 def test_pooling_is_float32_under_mixed_precision(kind):
     features = [tf.cast(level, tf.bfloat16) for level in pyramid()]
     assert layer(kind)(features, rois(), tf.constant([0])).dtype == tf.float32

@@ -11,7 +11,7 @@ from mrcnn_tf.ops.matching import match, random_keys, sample
 from mrcnn_tf.ops.static_graph import static_graph
 
 STRIDES, SIZES, RATIOS = (8, 16), ((12.0,), (24.0,)), (0.5, 1.0, 2.0)
-IMAGE_SIZES = np.array([[48, 64], [40, 32]], np.int32)
+WINDOWS = np.array([[0, 0, 48, 64], [4, 16, 44, 48]], np.float32)
 LEVELS = ((6, 8), (3, 4))
 
 
@@ -42,13 +42,37 @@ def flat(maps, components):
 
 
 def test_head_shapes_and_names():
-    head = build_rpn_head(6, width=5, num_convs=2, num_anchors=3)
-    for height, width in LEVELS:
-        objectness, deltas = head(tf.zeros([2, height, width, 6]))
-        assert objectness.shape == (2, height, width, 3)
-        assert deltas.shape == (2, height, width, 12)
-    assert [layer.name for layer in head.layers][1:] == ["conv0", "conv1", "objectness", "deltas"]
+    head = build_rpn_head(6, width=5, num_convs=2, num_anchors=3, levels=(3, 4))
+    objectness, deltas = head([tf.zeros([2, height, width, 6]) for height, width in LEVELS])
+    assert [level.shape for level in objectness] == [(2, height, width, 3) for height, width in LEVELS]
+    assert [level.shape for level in deltas] == [(2, height, width, 12) for height, width in LEVELS]
+    assert [layer.name for layer in head.layers][2:] == ["conv0", "conv1", "objectness", "deltas"]
     assert head.get_layer("conv1").kernel.shape == (3, 3, 5, 5)
+
+
+def test_levels_share_the_head_and_have_norms_of_their_own():
+    """With the norms folded by hand into the convolution, each level is a head without norms."""
+    maps = [tf.random.stateless_normal([2, height, width, 6], [1, height]) for height, width in LEVELS]
+    head = build_rpn_head(6, width=5, num_convs=1, num_anchors=3, norm="frozen", norm_epsilon=0.1, levels=(3, 4))
+    random = np.random.default_rng(0)
+    for weight in head.weights:
+        weight.assign(random.uniform(0.5, 2, weight.shape) if "moving" in weight.name else random.normal(size=weight.shape))
+    values = {(layer.name, weight.name): weight.numpy() for layer in head.layers for weight in layer.weights}
+    assert ("conv0", "bias") not in values
+    found = head(maps)
+    for index, level in enumerate((3, 4)):
+        gamma, beta, mean, variance = (
+            values[f"conv0_norm{level}", name] for name in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        scale = gamma / np.sqrt(variance + 0.1)
+        plain = build_rpn_head(6, width=5, num_convs=1, num_anchors=3, levels=(level,))
+        folded = {("conv0", "kernel"): values["conv0", "kernel"] * scale, ("conv0", "bias"): beta - mean * scale}
+        for layer in plain.layers:
+            for weight in layer.weights:
+                weight.assign({**values, **folded}[layer.name, weight.name])
+        expected = plain([maps[index]])
+        for kind in (0, 1):
+            np.testing.assert_allclose(found[kind][index], expected[kind][0], atol=1e-4)
 
 
 def test_anchors_layer_lays_each_level():
@@ -93,14 +117,18 @@ def iou(a, b):
     return shared / max((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared, 1e-9)
 
 
-def reference_proposals(objectness, deltas, anchors, image, *, pre, post, threshold, min_size):
-    """Box by box, in the order of the scores: detectron2's find_top_rpn_proposals."""
+def reference_proposals(objectness, deltas, anchors, image, *, pre, post, threshold, min_size, joint=False, **coder):
+    """Box by box, in the order of the scores: detectron2's find_top_rpn_proposals, or one such turn for all levels together."""
+    levels = [
+        (scores[image].numpy().reshape(-1), level_deltas[image].numpy().reshape(-1, 4), level_anchors.numpy())
+        for scores, level_deltas, level_anchors in zip(objectness, deltas, anchors, strict=True)
+    ]
+    if joint:
+        levels = [tuple(np.concatenate(parts) for parts in zip(*levels, strict=True))]
     found = []
-    for scores, level_deltas, level_anchors in zip(objectness, deltas, anchors, strict=True):
-        scores = scores[image].numpy().reshape(-1)
-        boxes = box_ops.decode(tf.reshape(level_deltas[image], [-1, 4]), level_anchors).numpy()
-        height, width = IMAGE_SIZES[image]
-        boxes = np.clip(boxes, 0, [height, width, height, width])
+    for scores, level_deltas, level_anchors in levels:
+        boxes = box_ops.decode(tf.constant(level_deltas), tf.constant(level_anchors), **coder).numpy()
+        boxes = np.clip(boxes, [*WINDOWS[image, :2]] * 2, [*WINDOWS[image, 2:]] * 2)
         kept = []
         for index in np.argsort(-scores, kind="stable")[:pre]:
             box = boxes[index]
@@ -118,8 +146,12 @@ def reference_proposals(objectness, deltas, anchors, image, *, pre, post, thresh
         {"pre": 40, "post": 10, "threshold": 0.7, "min_size": 0.0},
         {"pre": 40, "post": 200, "threshold": 0.3, "min_size": 9.0},
         {"pre": 1000, "post": 1000, "threshold": 0.7, "min_size": 0.0},
+        {"pre": 60, "post": 40, "threshold": 0.5, "min_size": 0.0, "joint": True},
+        {"pre": 1000, "post": 1000, "threshold": 0.7, "min_size": 0.0, "joint": True, "weights": (10.0, 10.0, 5.0, 5.0)},
+        {"pre": 40, "post": 40, "threshold": 0.7, "min_size": 0.0, "weights": (0.3, 0.3, 0.1, 0.1), "max_log_scale": 0.5},
+        {"pre": 40, "post": 40, "threshold": 0.7, "min_size": 0.0, "weights": (0.3, 0.3, 0.1, 0.1), "max_log_scale": None},
     ],
-    ids=["few wanted", "fewer left than wanted", "more wanted than anchors"],
+    ids=["few wanted", "fewer left than wanted", "more wanted than anchors", "joint", "joint, weights", "bound", "no bound"],
 )
 def test_proposals_equal_the_reference(options):
     objectness, deltas = head_outputs()
@@ -128,8 +160,11 @@ def test_proposals_equal_the_reference(options):
         post_nms_top_k=options["post"],
         nms_iou_threshold=options["threshold"],
         min_box_size=options["min_size"],
+        joint_levels=options.get("joint", False),
+        box_weights=options.get("weights", (1.0, 1.0, 1.0, 1.0)),
+        max_log_scale=options.get("max_log_scale", box_ops.MAX_LOG_SCALE),
     )
-    arguments = (objectness, deltas, make_anchors(), tf.constant(IMAGE_SIZES))
+    arguments = (objectness, deltas, make_anchors(), tf.constant(WINDOWS))
     proposals, is_valid = propose(*arguments)
     assert proposals.shape == (2, options["post"], 4)
     for image in range(2):
@@ -144,14 +179,24 @@ def test_proposals_equal_the_reference(options):
     np.testing.assert_array_equal(compiled[1], is_valid)
 
 
+@pytest.mark.parametrize(("ranking", "first"), [("logit", 1), ("probability", 0)])
+def test_ranking_of_anchors_whose_probabilities_are_the_same_number(ranking, first):
+    """float32 has one number for sigmoid(20) and sigmoid(30): then the anchor that comes first wins."""
+    anchors = tf.constant([[0, 0, 8, 8], [20, 20, 30, 30]], tf.float32)
+    objectness = tf.reshape(tf.constant([20.0, 30.0]), [1, 1, 2, 1])
+    propose = Proposals(pre_nms_top_k=2, post_nms_top_k=1, nms_iou_threshold=0.7, min_box_size=0.0, ranking=ranking)
+    proposals, _ = propose([objectness], [tf.zeros([1, 1, 2, 4])], [anchors], tf.constant([[0, 0, 40, 40]], tf.float32))
+    np.testing.assert_array_equal(proposals[0, 0], anchors[first])
+
+
 def test_proposals_of_sizes_known_at_run_time_only():
     propose = Proposals(pre_nms_top_k=40, post_nms_top_k=300, nms_iou_threshold=0.7, min_box_size=0.0)
     objectness, deltas = head_outputs()
-    expected = propose(objectness, deltas, make_anchors(), tf.constant(IMAGE_SIZES))
+    expected = propose(objectness, deltas, make_anchors(), tf.constant(WINDOWS))
     maps = [[keras.Input((None, None, channels)) for _ in LEVELS] for channels in (3, 12)]
-    sizes = keras.Input((2,), dtype="int32")
-    model = keras.Model([*maps, sizes], propose(*maps, Anchors(SIZES, RATIOS, STRIDES)(maps[0]), sizes))
-    for first, second in zip(model([objectness, deltas, tf.constant(IMAGE_SIZES)]), expected, strict=True):
+    windows = keras.Input((4,))
+    model = keras.Model([*maps, windows], propose(*maps, Anchors(SIZES, RATIOS, STRIDES)(maps[0]), windows))
+    for first, second in zip(model([objectness, deltas, tf.constant(WINDOWS)]), expected, strict=True):
         np.testing.assert_allclose(first, second, atol=1e-4)
 
 
@@ -159,7 +204,7 @@ def test_proposals_leave_out_what_is_not_a_number():
     objectness, deltas = head_outputs()
     broken = [tf.fill(deltas[0].shape, np.nan), deltas[1]]
     propose = Proposals(pre_nms_top_k=50, post_nms_top_k=50, nms_iou_threshold=0.7, min_box_size=0.0)
-    proposals, is_valid = propose(objectness, broken, make_anchors(), tf.constant(IMAGE_SIZES))
+    proposals, is_valid = propose(objectness, broken, make_anchors(), tf.constant(WINDOWS))
     assert np.isfinite(proposals).all()
     assert 0 < is_valid.numpy().sum() <= 2 * LEVELS[1][0] * LEVELS[1][1] * 3
 
@@ -169,7 +214,7 @@ def test_no_gradient_comes_through_proposals():
     propose = Proposals(pre_nms_top_k=50, post_nms_top_k=50, nms_iou_threshold=0.7, min_box_size=0.0)
     with tf.GradientTape() as tape:
         tape.watch([*objectness, *deltas])
-        total = tf.reduce_sum(propose(objectness, deltas, make_anchors(), tf.constant(IMAGE_SIZES))[0])
+        total = tf.reduce_sum(propose(objectness, deltas, make_anchors(), tf.constant(WINDOWS))[0])
     assert all(gradient is None for gradient in tape.gradient(total, [*objectness, *deltas]))
 
 
@@ -196,7 +241,7 @@ def ground_truth():
 SEEDS = tf.constant([[0, 0], [0, 1]])
 
 
-def reference_losses(objectness, deltas):
+def reference_losses(objectness, deltas, box_weights):
     """One sampled anchor at a time; the sample itself is tested with `ops.matching`."""
     anchors = np.concatenate(make_anchors())
     boxes, classes, crowd = (value.numpy() for value in ground_truth())
@@ -217,19 +262,22 @@ def reference_losses(objectness, deltas):
             probability = 1 / (1 + np.exp(-logits[image, index]))
             class_total -= np.log(probability if is_foreground else 1 - probability)
             if is_foreground:
-                target = box_ops.encode(tf.constant(boxes[image, matched[image, index]]), tf.constant(anchors[index]))
+                target = box_ops.encode(
+                    tf.constant(boxes[image, matched[image, index]]), tf.constant(anchors[index]), box_weights
+                )
                 size = np.abs(predicted[image, index] - target)
                 box_total += np.where(size < 0.1, size**2 / 0.2, size - 0.05).sum()
     return class_total, box_total, drawn
 
 
-def test_losses_equal_the_reference():
+@pytest.mark.parametrize("box_weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 4.0)])
+def test_losses_equal_the_reference(box_weights):
     objectness, deltas = head_outputs(5)
-    class_total, box_total, drawn = reference_losses(objectness, deltas)
+    class_total, box_total, drawn = reference_losses(objectness, deltas, box_weights)
     positives = drawn[1].numpy().sum(axis=1)
     assert positives[0] > 5
     assert positives[1] == 0
-    layer = RpnLosses(**OPTIONS)
+    layer = RpnLosses(**OPTIONS, box_weights=box_weights)
 
     def losses():
         return layer(objectness, deltas, make_anchors(), *ground_truth(), SEEDS)

@@ -191,7 +191,7 @@ def test_one_picture_overfits(tiny_config):
     keras.utils.set_random_seed(0)
     model = MaskRCNN(tiny_config)
     model.compile(CoupledSGD(0.02, global_clipnorm=5.0))
-    dataset = tf.data.Dataset.from_tensors(make_batch(2)).repeat(300)
+    dataset = tf.data.Dataset.from_tensors(make_batch(2)).repeat(600)
     model.fit(dataset.take(1), verbose=0, shuffle=False)
     first = model.evaluate(dataset.take(1), verbose=0, return_dict=True)
     model.fit(dataset, verbose=0, shuffle=False)

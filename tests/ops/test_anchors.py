@@ -40,14 +40,19 @@ def test_cell_anchors_keep_area_ratio_and_centre():
 
 def test_level_anchors_go_by_row_column_anchor():
     cell = cell_anchors((16,), RATIOS)
-    found = level_anchors((2, 3), 8, cell).numpy()
+    found = level_anchors((2, 3), (8, 8), cell).numpy()
     expected = [[8 * row, 8 * column] * 2 + box for row in range(2) for column in range(3) for box in cell]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected)
 
 
 def test_first_anchor_is_centred_on_the_image_corner():
-    np.testing.assert_array_equal(level_anchors((4, 4), 16, cell_anchors((32,), (1.0,)))[0], [-16, -16, 16, 16])
+    np.testing.assert_array_equal(level_anchors((4, 4), (16, 16), cell_anchors((32,), (1.0,)))[0], [-16, -16, 16, 16])
+
+
+def test_offset_and_strides_of_each_axis():
+    found = level_anchors((2, 2), (8, 10), cell_anchors((4,), (1.0,)), offset=0.5).numpy()
+    np.testing.assert_array_equal((found[:, :2] + found[:, 2:]) / 2, [[4, 5], [4, 15], [12, 5], [12, 15]])
 
 
 def test_size_may_be_known_at_run_time_only():
@@ -55,11 +60,11 @@ def test_size_may_be_known_at_run_time_only():
 
     @tf.function(input_signature=[tf.TensorSpec([2], tf.int32)])
     def lay(size):
-        return level_anchors((size[0], size[1]), 4, cell)
+        return level_anchors((size[0], size[1]), (4, 4), cell)
 
-    np.testing.assert_array_equal(lay(tf.constant([3, 5])), level_anchors((3, 5), 4, cell))
+    np.testing.assert_array_equal(lay(tf.constant([3, 5])), level_anchors((3, 5), (4, 4), cell))
 
 
 @pytest.mark.parametrize("size", [(0, 3), (2, 0)])
 def test_level_without_pixels_has_no_anchors(size):
-    assert level_anchors(size, 4, cell_anchors((16,), RATIOS)).shape == (0, 4)
+    assert level_anchors(size, (4, 4), cell_anchors((16,), RATIOS)).shape == (0, 4)

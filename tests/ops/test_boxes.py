@@ -101,18 +101,55 @@ def test_zero_deltas_give_the_anchors_of_every_class():
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 3)], ids=["boxes", "boxes of classes"])
-def test_clip_takes_each_image_size(shape):
+def test_clip_takes_each_window(shape):
     boxes = random_boxes(2, *shape, seed=8) - 100
-    sizes = np.array([[100, 300], [250, 50]], np.int32)
-    clipped = box_ops.clip(tf.constant(boxes), tf.constant(sizes)).numpy()
-    for image, (height, width) in enumerate(sizes):
-        np.testing.assert_array_equal(clipped[image], np.clip(boxes[image], 0, [height, width, height, width]))
-    np.testing.assert_array_equal(box_ops.clip(tf.constant(clipped), tf.constant(sizes)), clipped)
+    windows = np.array([[0, 0, 100, 300], [20, 30, 250, 80]], np.float32)
+    clipped = box_ops.clip(tf.constant(boxes), tf.constant(windows)).numpy()
+    for image, window in enumerate(windows):
+        np.testing.assert_array_equal(clipped[image], np.clip(boxes[image], [*window[:2]] * 2, [*window[2:]] * 2))
+    np.testing.assert_array_equal(box_ops.clip(tf.constant(clipped), tf.constant(windows)), clipped)
+
+
+def test_boxes_outside_of_the_window_are_left_without_area():
+    boxes = tf.constant([[[0.0, 0, 5, 9], [30, 30, 40, 50], [2, 90, 25, 99]]])
+    clipped = box_ops.clip(boxes, tf.constant([[10.0, 10, 20, 60]]))
+    np.testing.assert_array_equal(clipped[0], [[10, 10, 10, 10], [20, 30, 20, 50], [10, 60, 20, 60]])
+    assert box_ops.clip(tf.zeros([1, 0, 4]), tf.constant([[10.0, 10, 20, 60]])).shape == (1, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("centred", "expected"),
+    [(False, [[0, 0, 64, 80], [0, 0, 33, 80], [0, 0, 1, 1]]), (True, [[0, 0, 64, 80], [15, 0, 48, 80], [31, 39, 32, 40]])],
+)
+def test_image_windows(centred, expected):
+    sizes = tf.constant([[64, 80], [33, 80], [1, 1]])
+    windows = box_ops.image_windows(sizes, tf.constant([64, 80]), centred)
+    assert windows.dtype == tf.float32
+    np.testing.assert_array_equal(windows, expected)
+    # centred: at most one pixel more below and to the right
+    if centred:
+        beyond = np.array([64, 80]) - windows.numpy()[:, 2:] - windows.numpy()[:, :2]
+        assert set(beyond.reshape(-1)) <= {0.0, 1.0}
+
+
+def test_ends_move_and_empty_rows_stay():
+    boxes = tf.constant([[[1.0, 2, 9, 8], [0, 0, 0, 0], [0, 0, 1, 1]]])
+    inside = box_ops.move_ends(boxes, -1.0)
+    np.testing.assert_array_equal(inside, [[[1, 2, 8, 7], [0, 0, 0, 0], [0, 0, 0, 0]]])
+    np.testing.assert_array_equal(box_ops.move_ends(inside, 1.0)[0, :2], boxes[0, :2])
+    assert box_ops.move_ends(tf.zeros([2, 0, 4]), 1.0).shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize(("bound", "growth"), [(box_ops.MAX_LOG_SCALE, 62.5), (math.log(2), 2.0), (None, math.exp(5))])
+def test_the_growth_of_a_box_is_bounded(bound, growth):
+    boxes = box_ops.decode(tf.constant([[0.0, 0, 5, -5]]), tf.constant([[0.0, 0, 10, 10]]), max_log_scale=bound).numpy()
+    np.testing.assert_allclose(boxes[0, 2] - boxes[0, 0], 10 * growth, rtol=1e-5)
+    np.testing.assert_allclose(boxes[0, 3] - boxes[0, 1], 10 * math.exp(-5), rtol=1e-4)
 
 
 def test_clip_leaves_boxes_inside_alone():
     boxes = random_boxes(1, 6, seed=9, extent=40)
-    np.testing.assert_array_equal(box_ops.clip(tf.constant(boxes), tf.constant([[100.0, 100.0]])), boxes)
+    np.testing.assert_array_equal(box_ops.clip(tf.constant(boxes), tf.constant([[0.0, 0, 100, 100]])), boxes)
 
 
 def test_are_larger_is_strict_and_refuses_what_is_not_finite():

@@ -47,11 +47,11 @@ def reference_level(roi):
     return int(np.clip(math.floor(4 + math.log2(side / 224 + 1e-8)), 2, 5))
 
 
-def axis_samples(begin, end, limit, bins, sampling_ratio, aligned):
+def axis_samples(begin, end, limit, bins, sampling_ratio, aligned, minimum_size):
     """For each bin a list of samples on one axis; a sample is a list of (pixel, weight)."""
     shift = 0.5 if aligned else 0.0
     begin, end = begin - shift, end - shift
-    size = end - begin if aligned else max(end - begin, 1.0)
+    size = end - begin if aligned else max(end - begin, minimum_size)
     count = sampling_ratio or math.ceil(size / bins)
     return [[linear(begin + size / bins * (b + (i + 0.5) / count), limit) for i in range(count)] for b in range(bins)]
 
@@ -65,15 +65,16 @@ def linear(position, limit):
     return [(low, 1 - fraction), (min(low + 1, limit - 1), fraction)]
 
 
-def reference_weights(rois, batch_indices, shapes, strides, sampling_ratio, aligned, bins=BINS):
+def reference_weights(rois, batch_indices, shapes, strides, sampling_ratio, aligned, minimum_size=1.0, bins=BINS):
     """[(roi, bin y, bin x, level, image, pixel y, pixel x, weight)] of everything that a bin sums up."""
     entries = []
     for n, roi in enumerate(rois.astype(np.float64)):
         level = reference_level(roi) - 2 if len(strides) > 1 else 0
         height, width = shapes[level][1:3]
         scaled = roi / strides[level]
-        rows = axis_samples(scaled[0], scaled[2], height, bins, sampling_ratio, aligned)
-        columns = axis_samples(scaled[1], scaled[3], width, bins, sampling_ratio, aligned)
+        how = (bins, sampling_ratio, aligned, minimum_size)
+        rows = axis_samples(scaled[0], scaled[2], height, *how)
+        columns = axis_samples(scaled[1], scaled[3], width, *how)
         for by in range(bins):
             for bx in range(bins):
                 share = 1 / max(len(rows[by]) * len(columns[bx]), 1)
@@ -154,6 +155,21 @@ def test_equals_the_reference(body, sampling_ratio, tolerance, aligned):
     np.testing.assert_allclose(out, reference_forward(entries, maps, len(ROIS)), atol=tolerance)
     for got, expected in zip(gradients, reference_gradient(entries, maps, upstream), strict=True):
         np.testing.assert_allclose(got, expected, atol=10 * tolerance)  # sums over many rois
+
+
+@pytest.mark.parametrize("minimum_size", [0.0, 3.0])
+@pytest.mark.parametrize(("body", "sampling_ratio"), [(crop, 0), (crop, 1), (static, 1), (jit, 2)])
+def test_smallest_size_of_what_is_not_aligned(body, sampling_ratio, minimum_size):
+    maps = features()
+    upstream = np.random.default_rng(1).uniform(-1, 1, (len(ROIS), BINS, BINS, CHANNELS)).astype(np.float32)
+    options = {"strides": STRIDES, "sampling_ratio": sampling_ratio, "aligned": False, "minimum_size": minimum_size}
+    out, gradients = forward_and_gradient(body, maps, ROIS, BATCH_INDICES, upstream, **options)
+    entries = reference_weights(ROIS, BATCH_INDICES, [m.shape for m in maps], **options)
+    np.testing.assert_allclose(out, reference_forward(entries, maps, len(ROIS)), atol=1e-4)
+    for got, expected in zip(gradients, reference_gradient(entries, maps, upstream), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-3)
+    of_one_pixel = reference_weights(ROIS, BATCH_INDICES, [m.shape for m in maps], **{**options, "minimum_size": 1.0})
+    assert np.abs(out - reference_forward(of_one_pixel, maps, len(ROIS))).max() > 0.1
 
 
 @pytest.mark.parametrize("body", [crop, static])
@@ -289,10 +305,34 @@ def test_levels():
     levels = assign_levels(rois, min_level=2, max_level=5)
     np.testing.assert_array_equal(levels, [2, 2, 2, 3, 3, 4, 4, 5, 5])
     np.testing.assert_array_equal(assign_levels(rois, min_level=4, max_level=4), [4] * 9)
+    large = np.array([[0.0, 0.0, 895.9, 895.9], [0.0, 0.0, 896.0, 896.0]], np.float32)
+    np.testing.assert_array_equal(assign_levels(large, min_level=2, max_level=6, epsilon=0.0), [5, 6])
     assert assign_levels(rois[:0], min_level=2, max_level=5).shape == (0,)
     just_below = np.array([[0.0, 0.0, 223.9999, 223.9999]], np.float32)
     assert assign_levels(just_below, min_level=2, max_level=5).numpy() == [3]
     assert assign_levels(just_below, min_level=2, max_level=5, epsilon=1e-5).numpy() == [4]
+
+
+def test_levels_of_the_nearest_power_of_two():
+    """Borders at half an octave: round(4 + log2(size / 224)), as matterport has it."""
+    sides = np.array([0.0, 40.0, 79.1, 79.3, 158.3, 158.5, 224.0, 316.7, 316.9, 9000.0], np.float32)
+    rois = np.stack([np.zeros_like(sides), np.ones_like(sides), sides, sides + 1], axis=1)
+    levels = assign_levels(rois, min_level=2, max_level=5, epsilon=0.0, rounding="nearest")
+    expected = np.clip(np.round(4 + np.log2(np.maximum(sides, 1e-6) / 224)), 2, 5)
+    np.testing.assert_array_equal(levels, expected)
+    np.testing.assert_array_equal(levels, [2, 2, 2, 3, 3, 4, 4, 4, 5, 5])
+
+
+def test_the_rounding_of_levels_reaches_the_pooled_features():
+    rois = np.array([[0.0, 0.0, 90.0, 90.0]], np.float32)  # P2 by the floor, P3 by the nearest
+    maps = [np.full_like(m, level) for level, m in enumerate(features())]
+    for body in (crop, static):
+        for rounding, value in (("floor", 0.0), ("nearest", 1.0)):
+
+            def align(*maps, rounding=rounding):
+                return roi_align(maps, rois, np.zeros(1, np.int32), strides=STRIDES, output_size=BINS, level_rounding=rounding)
+
+            np.testing.assert_allclose(body(align)(*maps), value, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_no_weights_and_unknown_weights(tiny):
     load_backbone_weights(backbone, BackboneConfig(weights=None))
     for weight, value in zip(backbone.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
-    with pytest.raises(PretrainedWeightsError, match="got 'coco'"):
+    with pytest.raises(PretrainedWeightsError, match=r'"imagenet", null or a file; there is no file coco'):
         load_backbone_weights(backbone, BackboneConfig(weights="coco"))
 
 
