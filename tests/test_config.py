@@ -2,10 +2,11 @@
 
 import importlib.resources
 import json
+import re
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mrcnn_tf.config import (
     BackboneConfig,
@@ -261,3 +262,21 @@ def test_parse_takes_any_section():
     assert parse(TrainConfig, {"batch_size": 3}, "here").batch_size == 3
     with pytest.raises(ConfigError, match=r"here:\n  batchsize: unknown key; did you mean batch_size\?"):
         parse(TrainConfig, {"batchsize": 3}, "here")
+
+
+def keys_of(section, name=""):
+    """(section, key) of every value."""
+    for key, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from keys_of(kind, f"{name}.{key}".lstrip("."))
+        else:
+            yield name, key
+
+
+def test_the_document_has_every_key_and_no_other():
+    text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    parts = re.split(r"^#+ `([a-z_.]+)`.*$", text, flags=re.MULTILINE)
+    tables = zip(parts[1::2], parts[2::2], strict=True)
+    found = [(name, key) for name, table in tables for key in re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)]
+    assert sorted(found) == sorted(keys_of(Config))
