@@ -6,7 +6,7 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -42,12 +42,13 @@ class LearningRateLog(keras.callbacks.Callback):
 class StopConditions(keras.callbacks.Callback):
     """Ends the run after a number of steps, or of minutes spent in steps (evaluation and saving do not count)."""
 
-    def __init__(self, num_steps: int, max_minutes: float | None = None) -> None:
+    def __init__(self, num_steps: int, max_minutes: float | None = None, *, steps: int = 0, seconds: float = 0.0) -> None:
+        """Set the bounds; `steps` and `seconds` are those that a resumed run has behind it."""
         super().__init__()
         self.num_steps = num_steps
         self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
-        self.steps = 0
-        self.seconds = 0.0
+        self.steps = steps
+        self.seconds = seconds
         self._began = 0.0
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
@@ -71,10 +72,10 @@ class StopConditions(keras.callbacks.Callback):
 class ProgressBar(keras.callbacks.Callback):
     """A bar with every loss and the rate on a terminal; a line now and then elsewhere."""
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, steps: int = 0) -> None:
         super().__init__()
         self.num_steps = num_steps
-        self.steps = 0
+        self.steps = steps
         self._printed = 0.0
         self._bar = Progress(
             TextColumn("[bold]train"),
@@ -92,7 +93,7 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Show the bar."""
-        self._task = self._bar.add_task("train", total=self.num_steps, losses="")
+        self._task = self._bar.add_task("train", total=self.num_steps, completed=self.steps, losses="")
         if self._live:
             self._bar.start()
 
@@ -114,6 +115,10 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Take the bar down."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar down; may be called again."""
         if self._live:
             self._bar.stop()
 
@@ -142,15 +147,19 @@ class CocoEvaluation(keras.callbacks.Callback):
 class MetricsCsv(keras.callbacks.Callback):
     """One row an epoch in `metrics.csv`; a figure that was not measured leaves its cell empty."""
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]] = ()) -> None:
+        """Name file and columns; `rows` are those of a resumed run."""
         super().__init__()
         self.path = path
         self.columns = list(columns)
+        self.rows = list(rows)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Write the header."""
-        with self.path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(self.columns)
+        """Write the header, and the rows that are there already."""
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.columns)
+            writer.writerows([row.get(column, "") for column in self.columns] for row in self.rows)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Append the row."""
@@ -162,25 +171,68 @@ class MetricsCsv(keras.callbacks.Callback):
 class Checkpoints(keras.callbacks.Callback):
     """`last.keras` after every epoch, `best.keras` when the watched figure is the best so far."""
 
-    def __init__(self, folder: Path, monitor: str) -> None:
+    def __init__(self, folder: Path, monitor: str, best: float | None = None) -> None:
+        """Name folder and figure; `best` is that of a resumed run so far."""
         super().__init__()
         self.folder = folder
         self.monitor = monitor
-        self.best = -math.inf
+        self.best = -math.inf if best is None else best
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Save."""
-        save_model(self.model, self.folder / "last.keras")
+        """Save. The last one comes last: a run killed between the two makes this epoch, and its best, again."""
         figure = (logs or {}).get(self.monitor)
         if figure is not None and figure > self.best:
             self.best = figure
             save_model(self.model, self.folder / "best.keras")
+        save_model(self.model, self.folder / "last.keras")
+
+
+class NonFiniteLossError(ValueError):
+    """A loss has become NaN or infinite; the message says which, at which step, and on which images."""
+
+
+class FiniteLosses(keras.callbacks.Callback):
+    """Stops the run at the first loss that is NaN or infinite, before anything is saved."""
+
+    def __init__(self, folder: Path, file_names: Callable[[int], Sequence[str]], steps: int = 0) -> None:
+        """Prepare.
+
+        Args:
+            folder: of the run, for the message.
+            file_names: the images of the batch of a step.
+            steps: that a resumed run has behind it.
+        """
+        super().__init__()
+        self.folder = folder
+        self.file_names = file_names
+        self.steps = steps
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Look at every loss."""
+        self.steps += 1
+        broken = [name for name, value in (logs or {}).items() if "loss" in name and not math.isfinite(float(value))]
+        if broken:
+            last = self.folder / "last.keras"
+            kept = f"{last} is from before it" if last.is_file() else "nothing was saved before it"
+            raise NonFiniteLossError(
+                f"step {self.steps}: {', '.join(broken)} not finite; the images of its batch: "
+                f"{', '.join(self.file_names(self.steps - 1))}. {kept}. A lower train.learning_rate, a longer train.warmup_steps "
+                "or train.clip_norm may help"
+            )
 
 
 def save_model(model: keras.Model, path: Path) -> None:
-    """Save a `.keras` file so that an interruption leaves the old file as it was."""
-    with replacing(path) as temporary:
-        model.save(temporary)
+    """Save a `.keras` file so that an interruption leaves the old file as it was.
+
+    Raises:
+        OSError: it cannot be written, as when the disk is full.
+    """
+    try:
+        with replacing(path) as temporary:
+            model.save(temporary)
+    except (OSError, RuntimeError) as error:  # h5py raises both when a write fails
+        kept = "; the file of before is still there" if path.is_file() else ""
+        raise OSError(f"{path} could not be written: {error}{kept}") from error
 
 
 def describe_losses(logs: dict) -> str:

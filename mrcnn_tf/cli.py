@@ -31,8 +31,9 @@ def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration (see `mrcnn-tf configs`).")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[KEY=VALUE]...")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = ...,  # type: ignore[assignment]
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint, if there is one.")] = False,
 ) -> None:
-    """Train a model as a configuration says."""
+    """Train a model as a configuration says. SIGTERM saves and ends the run; --resume goes on with it."""
     with _readable_errors():
         from mrcnn_tf.config import load_config
 
@@ -40,10 +41,31 @@ def train(
         silence_tensorflow()
         from mrcnn_tf.train import train as run
 
-        finished = run(resolved, output)
+        finished = run(resolved, output, resume=resume)
+        how = "interrupted, go on with --resume; " if finished.interrupted else ""
         typer.echo(
-            f"{finished.steps} steps, {finished.seconds:.0f} s in steps; {output / 'last.keras'}, {output / 'metrics.csv'}"
+            f"{how}{finished.steps} steps, {finished.seconds:.0f} s in steps; {output / 'last.keras'}, {output / 'metrics.csv'}"
         )
+
+
+@app.command("check-data")
+def check_data(
+    images: Annotated[Path, typer.Option(help="Folder of the images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO JSON.")],
+    output: Annotated[Path | None, typer.Option(help="Gets faults.json and index.html with pictures of faults.")] = None,
+) -> None:
+    """Read a whole data set and list every fault in it."""
+    with _readable_errors():
+        from mrcnn_tf.check import summary_lines, write_check
+        from mrcnn_tf.data.check import check_data as check
+
+        found = check(images, annotations, progress=True)
+        typer.echo("\n".join(summary_lines(found)))
+        if output is not None:
+            write_check(found, images, output, title=str(annotations))
+            typer.echo(f"{output / 'index.html'}, {output / 'faults.json'}")
+        if found.errors:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -5,15 +5,11 @@ The page is a single file without references to others or to the network: it can
 
 from __future__ import annotations
 
-import base64
-import importlib.resources
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from mrcnn_tf.files import replacing
+from mrcnn_tf.pages import data_url, write_page
 from mrcnn_tf.plots import plot_lines
 
 _STEP_COLUMNS = ("step", "steps", "epoch", "epochs")
@@ -43,10 +39,10 @@ def write_report(
     Raises:
         OSError: a picture cannot be read.
     """
-    template = importlib.resources.files("mrcnn_tf").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     sections = {name: metrics[name] for name in _NAMES if metrics and metrics.get(name)}
-    page = environment.from_string(template).render(
+    write_page(
+        path,
+        "report.html.j2",
         title=title,
         facts=facts or {},
         headline=[
@@ -58,10 +54,8 @@ def write_report(
         table=_table(sections, per_class=False),
         classes=_table(sections, per_class=True),
         columns=[_NAMES[name] for name in sections],
-        pictures=[(caption, _data_url(Path(picture).read_bytes(), Path(picture).suffix)) for caption, picture in pictures],
+        pictures=[(caption, data_url(Path(picture).read_bytes(), Path(picture).suffix)) for caption, picture in pictures],
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def _plots(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -79,7 +73,7 @@ def _plots(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         lines = {name: line for name, line in lines.items() if any(value == value for value in line)}
         if lines:
             png = plot_lines(x, lines, xlabel=xlabel or "row", ylabel=ylabel)
-            plots.append((heading, _data_url(png, ".png")))
+            plots.append((heading, data_url(png, ".png")))
     return plots
 
 
@@ -106,8 +100,3 @@ def _figure(value: Any) -> str:
 def _number(value: Any) -> float:
     """NaN for an empty field of a CSV."""
     return float("nan") if value in (None, "") else float(value)
-
-
-def _data_url(content: bytes, suffix: str) -> str:
-    kind = "jpeg" if suffix.lower() in (".jpg", ".jpeg") else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

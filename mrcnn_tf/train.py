@@ -16,19 +16,22 @@ import tensorflow as tf
 from mrcnn_tf.callbacks import (
     Checkpoints,
     CocoEvaluation,
+    FiniteLosses,
     LearningRateLog,
     MetricsCsv,
     ProgressBar,
     StopConditions,
+    save_model,
 )
 from mrcnn_tf.config import Config, ConfigError, TrainConfig
 from mrcnn_tf.data.coco import DataError
-from mrcnn_tf.data.pipeline import training_dataset
+from mrcnn_tf.data.pipeline import CocoBatches, training_batches
 from mrcnn_tf.evaluate import evaluate
 from mrcnn_tf.files import replacing
 from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
 from mrcnn_tf.optimizers import build_optimizer, num_steps
 from mrcnn_tf.predict import Predictor
+from mrcnn_tf.resume import CHECKPOINT, CONFIG, METRICS, Interrupted, RunState, check_same, restore, terminable
 from mrcnn_tf.weights import complete
 
 
@@ -41,51 +44,89 @@ class TrainingRun:
         output: the run's folder: `config.yaml`, `metrics.csv`, `last.keras`, `best.keras`, `tensorboard/`.
         steps: made.
         seconds: spent in steps, without evaluation and saving.
+        interrupted: by SIGTERM, before its last step; `last.keras` is where it goes on.
     """
 
     model: MaskRCNN
     output: Path
     steps: int
     seconds: float
+    interrupted: bool = False
 
 
-def train(config: Config, output: str | Path, *, progress: bool = True) -> TrainingRun:
-    """Train as a configuration says.
+def train(config: Config, output: str | Path, *, progress: bool = True, resume: bool = False) -> TrainingRun:
+    """Train as a configuration says. SIGTERM saves `last.keras` and ends the run in order.
 
     Args:
         config: categories may be missing; they are then read from the training annotations.
         output: folder of the run, made if it is not there.
         progress: show a progress bar.
+        resume: go on from `last.keras` in the folder, if it is there.
 
     Returns:
         The run.
 
     Raises:
-        ConfigError: the configuration lacks something, or the folder already holds a run.
+        ConfigError: the configuration lacks something, the folder already holds a run, or it holds one of another configuration.
         DataError: the data cannot be used; the message names the record.
+        NonFiniteLossError: a loss is NaN or infinite; names the step and its images.
     """
     output = Path(output)
-    _claim(output)
+    _claim(output, resume)
     config = config if config.model.categories else config.with_categories()
     config = config.model_copy(update={"model": complete(config.model)})
-    dataset = training_dataset(config)
-    if config.model.mask_head.enabled and "gt_masks" not in dataset.element_spec:
+    batches = training_batches(config)
+    if config.model.mask_head.enabled and "gt_masks" not in batches.epoch().element_spec:
         print(
             "note: the training data has boxes but no masks: training Faster R-CNN (model.mask_head.enabled=false)",
             file=sys.stderr,
         )
         config = _without_masks(config)
-    with replacing(output / "config.yaml") as temporary:
+    if resume:
+        check_same(config, output)
+    with replacing(output / CONFIG) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
     model = build_model(config)
+    state = restore(model, output) if resume else RunState()
     total = num_steps(config.train)
-    epoch_steps = min(config.train.epoch_steps or len(dataset), total)
-    stop = StopConditions(total, config.train.max_minutes)
-    callbacks = _callbacks(config, model, output, stop, ProgressBar(total) if progress else None)
-    epochs = math.ceil(total / epoch_steps)
-    with _data_errors():
-        model.fit(dataset.repeat(), epochs=epochs, steps_per_epoch=epoch_steps, callbacks=callbacks, verbose=0, shuffle=False)
+    stop = StopConditions(total, config.train.max_minutes, steps=state.steps, seconds=state.seconds)
+    bar = ProgressBar(total, state.steps) if progress else None
+    callbacks = [FiniteLosses(output, batches.file_names, state.steps), *_callbacks(config, model, output, stop, bar, state)]
+    try:
+        with _data_errors(), terminable():
+            _fit(model, batches, total, config.train.epoch_steps, state.steps, callbacks)
+    except Interrupted:
+        save_model(model, output / CHECKPOINT)
+        return TrainingRun(model, output, stop.steps, stop.seconds, interrupted=True)
+    finally:
+        if bar:
+            bar.close()
     return TrainingRun(model, output, stop.steps, stop.seconds)
+
+
+def _fit(
+    model: MaskRCNN,
+    batches: CocoBatches,
+    total: int,
+    epoch_steps: int | None,
+    done: int,
+    callbacks: list[keras.callbacks.Callback],
+) -> None:
+    """Steps `done` to `total`; a run resumed within an epoch counts its epochs from there."""
+    if done >= total:
+        return
+    length = min(epoch_steps or batches.num_per_epoch, total)
+    first = done // length
+    epochs = first + math.ceil((total - done) / length)
+    model.fit(
+        batches.endless(done),
+        initial_epoch=first,
+        epochs=epochs,
+        steps_per_epoch=length,
+        callbacks=callbacks,
+        verbose=0,
+        shuffle=False,
+    )
 
 
 def build_model(config: Config) -> MaskRCNN:
@@ -126,7 +167,7 @@ def build_strategy(config: TrainConfig) -> tf.distribute.Strategy:
 
 
 def _callbacks(
-    config: Config, model: MaskRCNN, output: Path, stop: StopConditions, bar: ProgressBar | None
+    config: Config, model: MaskRCNN, output: Path, stop: StopConditions, bar: ProgressBar | None, state: RunState
 ) -> list[keras.callbacks.Callback]:
     evaluates = config.train.eval_every > 0 and config.data.val.annotations is not None
     kinds = ("bbox", "segm") if config.model.mask_head.enabled else ("bbox",)
@@ -141,9 +182,9 @@ def _callbacks(
     monitor = f"val_{kinds[-1]}_AP"
     return [
         *callbacks,
-        MetricsCsv(output / "metrics.csv", columns),
+        MetricsCsv(output / METRICS, columns, state.rows),
         keras.callbacks.TensorBoard(str(output / "tensorboard"), write_graph=False),
-        Checkpoints(output, monitor),
+        Checkpoints(output, monitor, state.best(monitor)),
     ]
 
 
@@ -170,7 +211,7 @@ def _data_errors() -> Iterator[None]:
         raise DataError(found.group(1)) from error
 
 
-def _claim(output: Path) -> None:
-    if (output / "metrics.csv").exists():
-        raise ConfigError(f"{output} already holds a run; choose another --output")
+def _claim(output: Path, resume: bool) -> None:
+    if not resume and (output / METRICS).exists():
+        raise ConfigError(f"{output} already holds a run; go on with it with --resume, or choose another --output")
     output.mkdir(parents=True, exist_ok=True)

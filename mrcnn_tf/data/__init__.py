@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _PUBLIC = {
     "DataError": "mrcnn_tf.data.coco",
     "ImageError": "mrcnn_tf.data.images",
+    "coco_batches": "mrcnn_tf.data.pipeline",
     "coco_dataset": "mrcnn_tf.data.pipeline",
     "draw_shapes": "mrcnn_tf.data.shapes",
     "load_image": "mrcnn_tf.data.images",
@@ -25,6 +26,7 @@ _PUBLIC = {
 __all__ = [
     "DataError",
     "ImageError",
+    "coco_batches",
     "coco_dataset",
     "draw_shapes",
     "load_image",
@@ -39,7 +41,7 @@ __all__ = [
 if TYPE_CHECKING:
     from mrcnn_tf.data.coco import DataError, read_annotations, read_categories, write_coco
     from mrcnn_tf.data.images import ImageError, load_image
-    from mrcnn_tf.data.pipeline import coco_dataset, training_dataset, validation_dataset
+    from mrcnn_tf.data.pipeline import coco_batches, coco_dataset, training_dataset, validation_dataset
     from mrcnn_tf.data.shapes import draw_shapes, write_shapes
 
 

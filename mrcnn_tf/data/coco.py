@@ -1,63 +1,34 @@
 """COCO JSON files, read into typed records and written back.
 
-Here, and only here, COCO's `[x, y, w, h]` becomes `[y1, x1, y2, x2]` and its category ids become classes 1..K. Every fault
-stops with the file and the record named.
+Here, and only here, COCO's `[x, y, w, h]` becomes `[y1, x1, y2, x2]` and its category ids become classes 1..K. A fault stops
+with the file and the record named, or is reported and its record left out (`parse_annotations`).
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from mrcnn_tf.data.masks import Segmentation, segmentation_to_rle
+from mrcnn_tf.data.coco_records import (
+    CocoAnnotations,
+    CocoObject,
+    DataError,
+    Record,
+    all_parts,
+    field_of,
+    image_record,
+    object_of,
+    type_name,
+)
 
-
-class DataError(ValueError):
-    """Annotations that cannot be used; the message names the file and the record, what was expected and what came."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CocoObject:
-    """One annotated object.
-
-    `box` is (y1, x1, y2, x2) in pixels, clipped to the image; `class_id` is 1..K; `area` is in square pixels; `segmentation` is
-    a tuple of polygons (flat float64 arrays x1, y1, ...), a compressed RLE, or None where only a box is known.
-    """
-
-    annotation_id: int
-    class_id: int
-    box: tuple[float, float, float, float]
-    area: float
-    crowd: bool = False
-    segmentation: Segmentation | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Record:
-    """One image and its objects, in the order of the file."""
-
-    image_id: int
-    file_name: str
-    height: int
-    width: int
-    objects: tuple[CocoObject, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CocoAnnotations:
-    """A whole file. `categories` are `{"id", "name"}` in class order; `records` keep the order of the file's images."""
-
-    path: Path
-    categories: tuple[dict[str, Any], ...]
-    records: tuple[Record, ...]
+Report: TypeAlias = Callable[[DataError, str, Any], None]
+"""Is told of a fault, how its record is called ("annotation 17") and the record as it is in the file."""
 
 
 def read_categories(path: str | Path) -> tuple[dict[str, Any], ...]:
@@ -72,7 +43,7 @@ def read_categories(path: str | Path) -> tuple[dict[str, Any], ...]:
     Raises:
         DataError: the file is missing or broken, or its categories are.
     """
-    return _categories(_load(Path(path)), str(path))
+    return _categories(load_coco(path), str(path), _stop)
 
 
 def read_annotations(path: str | Path, categories: Iterable[Mapping[str, Any]] | None = None) -> CocoAnnotations:
@@ -89,19 +60,43 @@ def read_annotations(path: str | Path, categories: Iterable[Mapping[str, Any]] |
         DataError: the file is missing, truncated or not COCO; a key is missing or of the wrong type; an annotation names an
             unknown image or category, has an impossible box or a malformed segmentation.
     """
-    path = Path(path)
-    content = _load(path)
-    chosen = _categories(content, str(path)) if categories is None else tuple(dict(c) for c in categories)
+    return parse_annotations(load_coco(path), path, categories)
+
+
+def parse_annotations(
+    content: Mapping[str, Any],
+    path: str | Path,
+    categories: Iterable[Mapping[str, Any]] | None = None,
+    report: Report | None = None,
+) -> CocoAnnotations:
+    """The records of a COCO file that is already loaded.
+
+    Args:
+        content: of the file (`load_coco`).
+        path: of the file, for messages.
+        categories: as for `read_annotations`.
+        report: is told of every fault, and the faulty record is left out; of an image with its objects, which are then not
+            looked at. None stops at the first.
+
+    Returns:
+        All images with their objects, those without any included.
+
+    Raises:
+        DataError: with `report`, only where images, annotations or categories are no list, or no category is left. Without,
+            as `read_annotations`.
+    """
+    path, report = Path(path), report or _stop
+    chosen = _categories(content, str(path), report) if categories is None else tuple(dict(c) for c in categories)
     classes = {category["id"]: index for index, category in enumerate(chosen, 1)}
-    images = _images(content, str(path))
+    images = _images(content, str(path), report)
     objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
-    for position, entry in enumerate(_field(content, "annotations", list, str(path))):
-        where = f"{path}: annotation {_name(entry, position)}"
-        image_id = _field(entry, "image_id", int, where)
-        if image_id not in images:
-            raise DataError(f"{where}: image_id {image_id} is not among the images of the file")
-        objects[image_id].append(_object(entry, classes, images[image_id], where))
-    records = (Record(i, image.file_name, image.height, image.width, tuple(objects[i])) for i, image in images.items())
+    seen: set[int] = set()
+    for position, entry in enumerate(field_of(content, "annotations", list, str(path))):
+        label = f"annotation {_name(entry, position)}"
+        found = object_of(entry, classes, images, f"{path}: {label}", partial(_tell, report, label, entry))
+        if found is not None and _is_new(found[1].annotation_id, seen, path, label, entry, report):
+            objects[found[0]].append(found[1])
+    records = (Record(i, r.file_name, r.height, r.width, tuple(objects[i])) for i, r in images.items() if r is not None)
     return CocoAnnotations(path, chosen, tuple(records))
 
 
@@ -129,93 +124,56 @@ def write_coco(path: str | Path, records: Iterable[Record], categories: Sequence
     return path
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_coco(path: str | Path) -> dict[str, Any]:
+    """The JSON of a COCO file, unchecked but for being an object.
+
+    Raises:
+        DataError: the file is missing, not readable, or broken or truncated JSON (with line and column).
+    """
+    path = Path(path)
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such annotation file") from error
+        raise DataError(f"{path}: no such annotation file", "broken file") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable: {error}") from error
+        raise DataError(f"{path}: not readable: {error}", "broken file") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: broken or truncated JSON: {error}") from error
+        raise DataError(f"{path}: broken or truncated JSON: {error}", "broken file") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a COCO object with images, annotations and categories, got a {_kind(content)}")
+        expected = "expected a COCO object with images, annotations and categories"
+        raise DataError(f"{path}: {expected}, got a {type_name(content)}", "broken file")
     return content
 
 
-def _categories(content: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ...]:
-    found = []
-    for position, entry in enumerate(_field(content, "categories", list, where)):
-        label = f"{where}: category {_name(entry, position)}"
-        found.append({"id": _field(entry, "id", int, label), "name": _field(entry, "name", str, label)})
+def _categories(content: Mapping[str, Any], path: str, report: Report) -> tuple[dict[str, Any], ...]:
+    found: dict[int, dict[str, Any]] = {}
+    seen: set[int] = set()
+    for position, entry in enumerate(field_of(content, "categories", list, path)):
+        label = f"category {_name(entry, position)}"
+        where = f"{path}: {label}"
+        parts = (partial(field_of, entry, "id", int, where), partial(field_of, entry, "name", str, where))
+        values = all_parts(parts, partial(_tell, report, label, entry))
+        if values is not None and _is_new(values[0], seen, path, label, entry, report):
+            found[values[0]] = {"id": values[0], "name": values[1]}
     if not found:
-        raise DataError(f"{where}: categories is empty")
-    _unique([category["id"] for category in found], f"{where}: category")
-    return tuple(sorted(found, key=lambda category: category["id"]))
+        raise DataError(f"{path}: categories is empty")
+    return tuple(found[category_id] for category_id in sorted(found))
 
 
-def _images(content: Mapping[str, Any], where: str) -> dict[int, Record]:
-    found = []
-    for position, entry in enumerate(_field(content, "images", list, where)):
-        label = f"{where}: image {_name(entry, position)}"
-        height, width = (_field(entry, side, int, label) for side in ("height", "width"))
-        if height < 1 or width < 1:
-            raise DataError(f"{label}: height and width must be at least 1, got {height} and {width}")
-        found.append(Record(_field(entry, "id", int, label), _field(entry, "file_name", str, label), height, width))
-    _unique([image.image_id for image in found], f"{where}: image")
-    return {image.image_id: image for image in found}
-
-
-def _object(entry: Mapping[str, Any], classes: Mapping[int, int], image: Record, where: str) -> CocoObject:
-    category = _field(entry, "category_id", int, where)
-    if category not in classes:
-        raise DataError(f"{where}: unknown category_id {category}; known are {sorted(classes)}")
-    crowd = entry.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        raise DataError(f"{where}: iscrowd must be 0 or 1, got {crowd!r}")
-    box = _box(_field(entry, "bbox", list, where), image, where)
-    area = _field(entry, "area", (int, float), where) if "area" in entry else (box[2] - box[0]) * (box[3] - box[1])
-    annotation_id = _field(entry, "id", int, where)
-    return CocoObject(annotation_id, classes[category], box, area, bool(crowd), _segmentation(entry, image, where))
-
-
-def _box(bbox: list[Any], image: Record, where: str) -> tuple[float, float, float, float]:
-    if len(bbox) != 4 or not all(_is_number(value) for value in bbox):
-        raise DataError(f"{where}: bbox must be four finite numbers x, y, w, h, got {bbox!r}")
-    x, y, width, height = bbox
-    if width < 0 or height < 0:
-        raise DataError(f"{where}: bbox must not have a negative width or height, got {bbox!r}")
-    top, left, bottom, right = max(y, 0.0), max(x, 0.0), min(y + height, image.height), min(x + width, image.width)
-    is_flat = width == 0 or height == 0  # COCO 2017 itself has two; they are left out of training and counted
-    if not is_flat and (bottom <= top or right <= left):
-        raise DataError(f"{where}: bbox {bbox!r} lies outside image {image.image_id} of {image.height} x {image.width} pixels")
-    return float(top), float(left), float(bottom), float(right)
-
-
-def _segmentation(entry: Mapping[str, Any], image: Record, where: str) -> Segmentation | None:
-    value = entry.get("segmentation")
-    if not value:
-        return None
-    if isinstance(value, dict):
-        try:
-            return segmentation_to_rle(value, (image.height, image.width))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: segmentation: {error}") from error
-    if not isinstance(value, list):
-        raise DataError(f"{where}: segmentation must be a list of polygons or an RLE object, got a {_kind(value)}")
-    return tuple(_polygon(polygon, where) for polygon in value)
-
-
-def _polygon(value: Any, where: str) -> np.ndarray:
-    try:
-        polygon = np.array(value, np.float64)
-    except (TypeError, ValueError):
-        polygon = np.empty(0)
-    if polygon.ndim != 1 or polygon.size < 6 or polygon.size % 2 or not np.isfinite(polygon).all():
-        raise DataError(
-            f"{where}: a polygon must be x, y of at least 3 points as one flat list of numbers, got {str(value)[:80]}"
-        )
-    return polygon
+def _images(content: Mapping[str, Any], path: str, report: Report) -> dict[int, Record | None]:
+    """By id; None where the image is faulty, so that its annotations are not taken for those of an unknown image."""
+    found: dict[int, Record | None] = {}
+    seen: set[int] = set()
+    for position, entry in enumerate(field_of(content, "images", list, path)):
+        label = f"image {_name(entry, position)}"
+        image = image_record(entry, f"{path}: {label}", partial(_tell, report, label, entry))
+        if image is None:
+            image_id = entry.get("id") if isinstance(entry, dict) else None
+            if isinstance(image_id, int):
+                found.setdefault(image_id, None)
+        elif _is_new(image.image_id, seen, path, label, entry, report):
+            found[image.image_id] = image
+    return found
 
 
 def _annotation(item: CocoObject, image_id: int, categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -235,32 +193,26 @@ def _annotation(item: CocoObject, image_id: int, categories: Sequence[Mapping[st
     return entry
 
 
-def _field(entry: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    if not isinstance(entry, dict):
-        raise DataError(f"{where}: expected an object with {key!r}, got a {_kind(entry)}")
-    if key not in entry:
-        raise DataError(f"{where}: {key!r} is missing; there are {sorted(entry)}")
-    value = entry[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        expected = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise DataError(f"{where}: {key!r} must be {expected}, got {str(value)[:80]} ({_kind(value)})")
-    return value
-
-
 def _name(entry: Any, position: int) -> str:
     """How a message calls a record: by its id, or by its place in the list where it has none."""
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"at position {position}"
 
 
-def _unique(ids: list[int], where: str) -> None:
-    twice = [key for key, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise DataError(f"{where} ids must be unique, got {twice[:5]} more than once")
+def _is_new(record_id: int, seen: set[int], path: str | Path, label: str, entry: Any, report: Report) -> bool:
+    """Whether no earlier record of this list has the id; otherwise that is reported."""
+    if record_id in seen:
+        kind = label.split()[0]
+        report(
+            DataError(f"{path}: {label}: {kind} ids must be unique, got {record_id} more than once", "duplicate id"), label, entry
+        )
+        return False
+    seen.add(record_id)
+    return True
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _tell(report: Report, label: str, entry: Any, error: DataError) -> None:
+    report(error, label, entry)
 
 
-def _kind(value: Any) -> str:
-    return type(value).__name__
+def _stop(error: DataError, label: str, entry: Any) -> NoReturn:
+    raise error

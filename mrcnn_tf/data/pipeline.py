@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ CACHE_BYTES = 512 * 2**20
 """Bound of the decoded images kept in memory, and again of the mask crops."""
 
 _PREFETCHED_BATCHES = 2
+EpochPlan = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of an epoch's images: index [n] int64, shortest edge [n] int32, pixels, and flip [n] bool."""
 _DTYPES = {
     "images": tf.uint8,
     "image_sizes": tf.int32,
@@ -66,6 +69,22 @@ def coco_dataset(
         DataError: a record that cannot be used (`read_annotations`), a missing image file, or fewer images than a batch. A broken
             image ends the iteration with a `tf.errors.InvalidArgumentError` that holds the message.
     """
+    return coco_batches(
+        images, annotations, config, training=training, batch_size=batch_size, categories=categories, seed=seed
+    ).epoch()
+
+
+def coco_batches(
+    images: Path | str,
+    annotations: Path | str,
+    config: Config,
+    *,
+    training: bool = True,
+    batch_size: int | None = None,
+    categories: Iterable[Category | Mapping[str, Any]] | None = None,
+    seed: int | None = None,
+) -> CocoBatches:
+    """The batches of a COCO data set by their numbers; arguments and errors as of `coco_dataset`."""
     chosen = [_as_dict(category) for category in (categories or config.model.categories)] or None
     content = read_annotations(annotations, chosen)
     masks = config.model.mask_head.enabled and has_masks(content)
@@ -76,10 +95,73 @@ def coco_dataset(
         raise DataError(f"{annotations}: a batch needs {size} images, there are {len(records)} to train on")
     num_rows = max(1, *(len(record.objects) for record in records))
     reader = SampleReader(Path(images), content.path, records, num_rows=num_rows, masks=masks, cache_bytes=CACHE_BYTES)
-    plan = _epochs(len(records), config, training=training, seed=config.train.seed if seed is None else seed)
     load = _loader(reader, records, config, training=training, num_rows=num_rows, masks=masks)
-    dataset = plan.map(load, num_parallel_calls=config.data.num_workers, deterministic=True)
-    return dataset.batch(size, drop_remainder=True).prefetch(_PREFETCHED_BATCHES).with_options(_options())
+    draw = _drawer(len(records), config, training=training, seed=config.train.seed if seed is None else seed)
+    return CocoBatches(records, size, config.data.num_workers, draw, load)
+
+
+@dataclass(frozen=True)
+class CocoBatches:
+    """The batches of a COCO data set, numbered from 0 on through all epochs.
+
+    Attributes:
+        records: that the batches are made of.
+        batch_size: images of a batch.
+    """
+
+    records: tuple[Record, ...]
+    batch_size: int
+    _num_workers: int
+    _draw: Callable[[int], EpochPlan]
+    _load: Callable[..., Sample]
+
+    @property
+    def num_per_epoch(self) -> int:
+        """Batches of an epoch; the images that do not fill another one are left out of it."""
+        return len(self.records) // self.batch_size
+
+    def epoch(self) -> tf.data.Dataset:
+        """The batches of the next epoch, each time the data set is iterated; `len()` is known."""
+        return self._batches(self._epochs(0)).apply(tf.data.experimental.assert_cardinality(self.num_per_epoch))
+
+    def endless(self, start: int = 0) -> tf.data.Dataset:
+        """All batches from number `start` on; those before it are not made."""
+        epoch, done = divmod(start, self.num_per_epoch)
+        begun = self._epochs(epoch).skip(done * self.batch_size)
+        return self._batches(begun.concatenate(self._epochs(epoch + 1).repeat()))
+
+    def file_names(self, number: int) -> list[str]:
+        """The images of a batch."""
+        epoch, position = divmod(number, self.num_per_epoch)
+        order = self._draw(epoch)[0][position * self.batch_size :][: self.batch_size]
+        return [self.records[index].file_name for index in order]
+
+    def _epochs(self, first: int) -> tf.data.Dataset:
+        """(index, shortest edge, flip) of the images of an epoch's batches; the k-th iteration gives epoch first + k."""
+        numbers, num_images = itertools.count(first), self.num_per_epoch * self.batch_size
+
+        def draw() -> list[np.ndarray]:
+            return [column[:num_images] for column in self._draw(next(numbers))]
+
+        def expand(_: tf.Tensor) -> tf.data.Dataset:
+            columns = tf.numpy_function(draw, [], [tf.int64, tf.int32, tf.bool])
+            return tf.data.Dataset.from_tensor_slices(tuple(tf.ensure_shape(column, [num_images]) for column in columns))
+
+        return tf.data.Dataset.from_tensors(0).flat_map(expand)
+
+    def _batches(self, plan: tf.data.Dataset) -> tf.data.Dataset:
+        samples = plan.map(self._load, num_parallel_calls=self._num_workers, deterministic=True)
+        return samples.batch(self.batch_size, drop_remainder=True).prefetch(_PREFETCHED_BATCHES).with_options(_options())
+
+
+def training_batches(config: Config) -> CocoBatches:
+    """`coco_batches` of `data.train`.
+
+    Raises:
+        ConfigError: the configuration does not name it.
+        DataError: as `coco_dataset`.
+    """
+    return coco_batches(config.data.path("train", "images"), config.data.path("train", "annotations"), config)
 
 
 def training_dataset(config: Config, *, batch_size: int | None = None, seed: int | None = None) -> tf.data.Dataset:
@@ -104,9 +186,7 @@ def validation_dataset(config: Config, *, batch_size: int | None = None) -> tf.d
     return coco_dataset(images, annotations, config, training=False, batch_size=batch_size)
 
 
-def draw_epoch(
-    num_images: int, seed: int, epoch: int, *, min_sizes: tuple[int, ...], flip: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_epoch(num_images: int, seed: int, epoch: int, *, min_sizes: tuple[int, ...], flip: float) -> EpochPlan:
     """All random choices of one epoch, from its number alone.
 
     Args:
@@ -125,23 +205,12 @@ def draw_epoch(
     return order, edges, random.random(num_images) < flip
 
 
-def _epochs(num_images: int, config: Config, *, training: bool, seed: int) -> tf.data.Dataset:
-    """(index, shortest edge, flip) of every image of the next epoch, each time it is iterated."""
-    epoch = itertools.count()
-
-    def draw() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if training:
-            data = config.data
-            return draw_epoch(num_images, seed, next(epoch), min_sizes=data.min_sizes, flip=data.horizontal_flip)
-        edges = np.full(num_images, config.model.preprocessing.min_size, np.int32)
-        return np.arange(num_images), edges, np.zeros(num_images, np.bool_)
-
-    def expand(_: tf.Tensor) -> tf.data.Dataset:
-        columns = tf.numpy_function(draw, [], [tf.int64, tf.int32, tf.bool])
-        return tf.data.Dataset.from_tensor_slices(tuple(tf.ensure_shape(column, [num_images]) for column in columns))
-
-    dataset = tf.data.Dataset.from_tensors(0).flat_map(expand)
-    return dataset.apply(tf.data.experimental.assert_cardinality(num_images))
+def _drawer(num_images: int, config: Config, *, training: bool, seed: int) -> Callable[[int], EpochPlan]:
+    """From the number of an epoch to its images, their shortest edges and flips."""
+    if training:
+        return partial(draw_epoch, num_images, seed, min_sizes=config.data.min_sizes, flip=config.data.horizontal_flip)
+    edges = np.full(num_images, config.model.preprocessing.min_size, np.int32)
+    return lambda epoch: (np.arange(num_images), edges, np.zeros(num_images, np.bool_))
 
 
 def _loader(

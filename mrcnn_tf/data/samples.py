@@ -18,6 +18,7 @@ from mrcnn_tf.data.masks import mask_crop
 _LOG = logging.getLogger("mrcnn_tf.data")
 _NAMED = 20
 """File names in one line of the log; the report has all."""
+MISSING_MASK = "segmentation is missing, others have it; give it to all, or train boxes only with model.mask_head.enabled=false"
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,18 @@ def has_masks(annotations: CocoAnnotations) -> bool:
         DataError: some do and some do not; names the first that lacks one. Crowd regions may lack it: they are never a target.
     """
     items = [item for record in annotations.records for item in record.objects]
-    missing = next((item for item in items if item.segmentation is None and not item.crowd), None)
-    if missing is None:
-        return bool(items)
-    if any(item.segmentation is not None for item in items):
-        raise DataError(
-            f"{annotations.path}: annotation {missing.annotation_id}: segmentation is missing, others have it; "
-            "give it to all, or train boxes only with model.mask_head.enabled=false"
-        )
-    return False
+    missing = missing_masks(annotations)
+    if missing:
+        raise DataError(f"{annotations.path}: annotation {missing[0].annotation_id}: {MISSING_MASK}", "missing mask")
+    return bool(items) and all(item.segmentation is not None or item.crowd for item in items)
+
+
+def missing_masks(annotations: CocoAnnotations) -> tuple[CocoObject, ...]:
+    """Objects without a mask where others have one; crowd regions may lack it."""
+    items = [item for record in annotations.records for item in record.objects]
+    if all(item.segmentation is None for item in items):
+        return ()
+    return tuple(item for item in items if item.segmentation is None and not item.crowd)
 
 
 class ByteCache:
@@ -145,8 +149,7 @@ class SampleReader:
         self._num_rows, self._masks = num_rows, masks
         self._images, self._crops = ByteCache(cache_bytes), ByteCache(cache_bytes)
         for record in records:
-            if not (folder / record.file_name).is_file():
-                raise DataError(f"{path}: image {record.image_id}: there is no file {folder / record.file_name}")
+            require_image(folder, record, path)
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """One record.
@@ -163,7 +166,7 @@ class SampleReader:
         """
         record = self._records[index]
         sample = {
-            "images": self._images.get(index, lambda: self._load(record)),
+            "images": self._images.get(index, lambda: read_image(self._folder, record, self._path)),
             "image_sizes": np.array([record.height, record.width], np.int32),
             "gt_boxes": self._rows([item.box for item in record.objects], (4,), np.float32),
             "gt_classes": self._rows([item.class_id for item in record.objects], (), np.int32),
@@ -180,16 +183,33 @@ class SampleReader:
             rows[: len(values)] = values
         return rows
 
-    def _load(self, record: Record) -> np.ndarray:
-        where = f"{self._path}: image {record.image_id}"
-        try:
-            image = load_image(self._folder / record.file_name)
-        except ImageError as error:
-            raise DataError(f"{where}: {error}") from error
-        if image.shape[:2] != (record.height, record.width):
-            expected, came = f"{record.height} x {record.width}", f"{image.shape[0]} x {image.shape[1]}"
-            raise DataError(f"{where}: {record.file_name} should have {expected} pixels (height x width), it has {came}")
-        return image
+
+def require_image(folder: Path, record: Record, path: Path) -> None:
+    """Check that the file of an image is there; `path` is that of the annotations, for the message.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not (folder / record.file_name).is_file():
+        raise DataError(f"{path}: image {record.image_id}: there is no file {folder / record.file_name}", "missing image")
+
+
+def read_image(folder: Path, record: Record, path: Path) -> np.ndarray:
+    """The picture of a record, as uint8 RGB [height, width, 3]; `path` is that of the annotations, for messages.
+
+    Raises:
+        DataError: it cannot be read, or is not of the size that the record says.
+    """
+    where = f"{path}: image {record.image_id}"
+    try:
+        image = load_image(folder / record.file_name)
+    except ImageError as error:
+        raise DataError(f"{where}: {error}", "broken image") from error
+    if image.shape[:2] != (record.height, record.width):
+        expected, came = f"{record.height} x {record.width}", f"{image.shape[0]} x {image.shape[1]}"
+        message = f"{where}: {record.file_name} should have {expected} pixels (height x width), it has {came}"
+        raise DataError(message, "image size")
+    return image
 
 
 def _crops(record: Record) -> np.ndarray:

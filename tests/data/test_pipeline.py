@@ -10,7 +10,7 @@ from PIL import Image
 
 from mrcnn_tf.config import Config, ConfigError, DataConfig, MaskHeadConfig, ModelConfig, PreprocessingConfig, TrainConfig
 from mrcnn_tf.data import DataError, coco_dataset, read_annotations, training_dataset, validation_dataset
-from mrcnn_tf.data.pipeline import draw_epoch
+from mrcnn_tf.data.pipeline import coco_batches, draw_epoch
 from mrcnn_tf.data.samples import ByteCache, select_records
 from mrcnn_tf.data.shapes import write_shapes
 
@@ -280,3 +280,28 @@ for key in whole:
 def test_replicas_share_the_batch(folder):
     done = subprocess.run([sys.executable, "-c", MIRRORED, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_batches_from_a_number_on_are_those_of_the_whole_sequence(tiny_config, shapes_dir):
+    batches = coco_batches(shapes_dir / "images", shapes_dir / "instances_train.json", tiny_config, batch_size=5)
+    assert batches.num_per_epoch == 2
+    whole = list(batches.endless().take(7).as_numpy_iterator())
+    for start in (1, 2, 5):
+        for found, expected in zip(batches.endless(start).take(7 - start).as_numpy_iterator(), whole[start:], strict=True):
+            for key, value in expected.items():
+                np.testing.assert_array_equal(found[key], value)
+
+
+def test_epochs_are_the_batches_in_their_order(tiny_config, shapes_dir):
+    batches = coco_batches(shapes_dir / "images", shapes_dir / "instances_train.json", tiny_config, batch_size=5)
+    epochs = list(batches.epoch().repeat(2).as_numpy_iterator())
+    for found, expected in zip(epochs, batches.endless().take(4).as_numpy_iterator(), strict=True):
+        np.testing.assert_array_equal(found["gt_boxes"], expected["gt_boxes"])
+
+
+def test_the_images_of_a_batch_by_its_number(tiny_config, shapes_dir):
+    batches = coco_batches(shapes_dir / "images", shapes_dir / "instances_train.json", tiny_config, batch_size=5)
+    sizes = {record.file_name: len(record.objects) for record in batches.records}
+    for number, batch in enumerate(batches.endless().take(4).as_numpy_iterator()):
+        names = batches.file_names(number)
+        assert [sizes[name] for name in names] == [(row > 0).sum() for row in batch["gt_classes"]]

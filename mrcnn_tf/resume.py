@@ -1,0 +1,122 @@
+"""Going on with a run that was interrupted, and stopping one in order.
+
+A run's place is in its last checkpoint alone, a file that is replaced at once: the optimizer's count of steps tells which batch
+comes next, and batches, scales, flips and samples follow from their numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import signal
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from mrcnn_tf.config import Config, ConfigError, load_config
+
+CHECKPOINT, METRICS, CONFIG = "last.keras", "metrics.csv", "config.yaml"
+
+
+class Interrupted(BaseException):
+    """SIGTERM has come. Like `KeyboardInterrupt` it passes through whatever catches errors."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run is.
+
+    Attributes:
+        steps: made.
+        seconds: spent in steps, up to the last row of `metrics.csv`.
+        rows: of `metrics.csv`, up to the checkpoint's step.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    rows: tuple[dict[str, str], ...] = ()
+
+    def best(self, figure: str) -> float | None:
+        """The highest value of a column so far; None where it was never measured."""
+        values = [float(row[figure]) for row in self.rows if row.get(figure)]
+        return max(values, default=None)
+
+
+def restore(model: keras.Model, output: Path) -> RunState:
+    """Load the last checkpoint of a run, optimizer included, into a compiled model of the same configuration.
+
+    Args:
+        model: gets weights and optimizer state; left as it is where there is no checkpoint yet.
+        output: folder of the run.
+
+    Returns:
+        Where the run is.
+
+    Raises:
+        ConfigError: the checkpoint does not fit or cannot be read.
+    """
+    path = output / CHECKPOINT
+    if not path.is_file():
+        return RunState()
+    try:
+        model.load_weights(path)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} cannot be resumed from: {error}") from error
+    steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+    rows = tuple(row for row in _rows(output / METRICS) if row.get("step") and int(row["step"]) <= steps)
+    return RunState(steps, float(rows[-1]["train_seconds"]) if rows else 0.0, rows)
+
+
+def check_same(config: Config, output: Path) -> None:
+    """See that a run is resumed as it was begun.
+
+    Raises:
+        ConfigError: names the keys that differ from the run's own configuration.
+    """
+    path = output / CONFIG
+    if not path.is_file():
+        return
+    differing = _differences(load_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
+    if differing:
+        raise ConfigError(
+            f"{path} differs from the configuration given in {', '.join(differing)}; resume with `mrcnn-tf train {path}`, or "
+            "choose another --output"
+        )
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Make SIGTERM raise `Interrupted` inside, once. Signals reach the main thread only; elsewhere this does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        # A row that was being written when the run was killed has fewer cells.
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def _differences(first: Any, second: Any, name: str = "") -> list[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [*first, *(key for key in second if key not in first)]
+        return [found for key in keys for found in _differences(first.get(key), second.get(key), f"{name}.{key}".lstrip("."))]
+    return [] if first == second else [name]
