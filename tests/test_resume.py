@@ -11,7 +11,6 @@ import time
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from mrcnn_tf import train as train_module
 from mrcnn_tf.callbacks import FiniteLosses, NonFiniteLossError, save_model
@@ -40,7 +39,7 @@ def weights_of(path):
 
 
 def assert_same_end(output, unbroken):
-    expected = weights_of(unbroken.output / "last.keras")
+    expected = weights_of(unbroken / "last.keras")
     for name, value in weights_of(output / "last.keras").items():
         np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-6, err_msg=name)
 
@@ -80,7 +79,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(config, unbroken,
     assert (tmp_path / "run" / "last.keras").exists() == (step > EPOCH_STEPS)
     again = train(config, tmp_path / "run", progress=False, resume=True)
     assert (again.steps, steps_in(tmp_path / "run")) == (STEPS, [3, 6, 7])
-    assert_same_end(tmp_path / "run", unbroken)
+    assert_same_end(tmp_path / "run", unbroken.output)
 
 
 def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_there(config, unbroken, tmp_path, monkeypatch):
@@ -93,7 +92,7 @@ def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_there(config, unbroke
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     again = train(config, tmp_path / "run", progress=False, resume=True)
     assert (again.steps, again.interrupted) == (STEPS, False)
-    assert_same_end(tmp_path / "run", unbroken)
+    assert_same_end(tmp_path / "run", unbroken.output)
 
 
 def test_a_finished_run_has_nothing_to_do(config, unbroken):
@@ -160,13 +159,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_killed_again_and_again_ends_where_an_unbroken_one_does(config, unbroken, tmp_path):
+def test_a_process_killed_again_and_again_ends_where_an_unbroken_one_does(config, tmp_path):
     source = tmp_path / "config.yaml"
     source.write_text(config.to_yaml())
     command = [sys.executable, "-c", "from mrcnn_tf.cli import main; main()", "train", str(source), "--resume"]
     command += ["--output", str(tmp_path / "run")]
     began = time.monotonic()
-    subprocess.run([*command[:-1], str(tmp_path / "timing")], check=True, capture_output=True)
+    subprocess.run([*command[:-1], str(tmp_path / "unbroken")], check=True, capture_output=True)
     whole = time.monotonic() - began
     for part in (0.5, 0.7, 0.8, 0.9, 0.97):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -174,5 +173,6 @@ def test_a_process_killed_again_and_again_ends_where_an_unbroken_one_does(config
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, check=True, capture_output=True)
-    assert_same_end(tmp_path / "run", unbroken)
-    assert tf.io.gfile.exists(str(tmp_path / "run" / "metrics.csv"))
+    # Another process than that of the tests, whose TensorFlow has two devices and other numbers.
+    assert_same_end(tmp_path / "run", tmp_path / "unbroken")
+    assert steps_in(tmp_path / "run") == steps_in(tmp_path / "unbroken")

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import keras
@@ -16,7 +17,7 @@ import mrcnn_tf
 from mrcnn_tf.config import ConfigError, load_config
 from mrcnn_tf.data.coco import DataError
 from mrcnn_tf.modeling.mask_rcnn import load_model
-from mrcnn_tf.train import build_strategy, train
+from mrcnn_tf.train import build_model, build_strategy, train
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,21 @@ def test_the_script_of_the_documents(shapes_dir, tmp_path):
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.split()[-1] == "MaskRCNN"
+
+
+def test_the_seed_gives_the_same_weights_in_every_process(tiny_config, tmp_path):
+    (tmp_path / "config.yaml").write_text(tiny_config.to_yaml())
+    code = (
+        "import sys, zlib, numpy as np; from mrcnn_tf.config import load_config; from mrcnn_tf.train import build_model; "
+        "model = build_model(load_config(sys.argv[1])); "
+        "print(zlib.crc32(b''.join(np.asarray(w).tobytes() for w in model.weights)))"
+    )
+    model = build_model(tiny_config)
+    expected = zlib.crc32(b"".join(np.asarray(w).tobytes() for w in model.weights))
+    command = [sys.executable, "-c", code, str(tmp_path / "config.yaml")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert int(finished.stdout.split()[-1]) == expected
 
 
 def test_a_file_loads_in_a_fresh_process(run):

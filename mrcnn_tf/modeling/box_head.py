@@ -14,9 +14,6 @@ from mrcnn_tf.modeling.layers import ConvNorm
 from mrcnn_tf.ops import boxes as box_ops
 from mrcnn_tf.ops import losses, matching, nms
 
-_FC_INIT = keras.initializers.VarianceScaling(1.0, mode="fan_in", distribution="uniform")
-_CONV_INIT = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
-
 
 def build_box_head(
     in_channels: int,
@@ -52,12 +49,10 @@ def build_box_head(
     num_convs, num_fcs = {"2fc": (0, 2), "4conv1fc": (4, 1)}[kind]
     x = regions
     for i in range(num_convs):
-        x = ConvNorm(
-            conv_width, 3, norm=norm, norm_epsilon=norm_epsilon, activation="relu", kernel_initializer=_CONV_INIT, name=f"conv{i}"
-        )(x)
+        x = ConvNorm(conv_width, 3, norm=norm, norm_epsilon=norm_epsilon, activation="relu", name=f"conv{i}")(x)
     x = keras.layers.Flatten(name="flatten")(x)
     for i in range(num_fcs):
-        x = keras.layers.Dense(fc_width, activation="relu", kernel_initializer=_FC_INIT, name=f"fc{i}")(x)
+        x = keras.layers.Dense(fc_width, activation="relu", kernel_initializer=_fc_init(), name=f"fc{i}")(x)
     class_logits = _predictor(num_classes + 1, 0.01, "class_logits")(x)
     boxes = 1 if class_agnostic else num_classes
     deltas = _predictor(4 * boxes, 0.001, "box_deltas")(x)
@@ -245,6 +240,10 @@ def box_rows(classes: tf.Tensor, num_boxes: int) -> tf.Tensor:
         int32 of the same shape.
     """
     return tf.clip_by_value(classes - 1, 0, num_boxes - 1)
+
+
+def _fc_init() -> keras.initializers.Initializer:
+    return keras.initializers.VarianceScaling(1.0, mode="fan_in", distribution="uniform")
 
 
 def _predictor(units: int, stddev: float, name: str) -> keras.layers.Dense:

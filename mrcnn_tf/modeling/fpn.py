@@ -42,30 +42,35 @@ def build_fpn(
     # An input of another dtype would be cast to it, a pass over the largest features.
     dtype = keras.config.dtype_policy().compute_dtype
     inputs = {f"c{level}": keras.Input((None, None, in_channels[f"c{level}"]), dtype=dtype, name=f"c{level}") for level in LEVELS}
-    conv = {"norm": norm, "norm_epsilon": norm_epsilon, "kernel_initializer": xavier_fill()}
-    merged = {5: ConvNorm(width, 1, name="lateral5", **conv)(inputs["c5"])}
+    conv = {"norm": norm, "norm_epsilon": norm_epsilon}
+    merged = {5: _conv(width, 1, name="lateral5", **conv)(inputs["c5"])}
     for level in (4, 3, 2):
-        lateral = ConvNorm(width, 1, name=f"lateral{level}", **conv)(inputs[f"c{level}"])
+        lateral = _conv(width, 1, name=f"lateral{level}", **conv)(inputs[f"c{level}"])
         coarser = Upsample2x(name=f"upsample{level}")(merged[level + 1])
         merged[level] = keras.layers.Add(name=f"merge{level}")([lateral, coarser])
-    outputs = {f"p{level}": ConvNorm(width, 3, name=f"output{level}", **conv)(merged[level]) for level in LEVELS[:-1]}
+    outputs = {f"p{level}": _conv(width, 3, name=f"output{level}", **conv)(merged[level]) for level in LEVELS[:-1]}
     outputs["p5"], outputs["p6"] = {"pool": _pooled_top, "conv": _convolved_top}[p6](merged[5], width, conv)
     return keras.Model(inputs, outputs, name="fpn")
 
 
 def _pooled_top(merged: keras.KerasTensor, width: int, conv: dict[str, Any]) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     """P5, and P6 by subsampling it."""
-    p5 = ConvNorm(width, 3, name="output5", **conv)(merged)
+    p5 = _conv(width, 3, name="output5", **conv)(merged)
     return p5, keras.layers.MaxPooling2D(1, 2, name="p6")(p5)
 
 
 def _convolved_top(merged: keras.KerasTensor, width: int, conv: dict[str, Any]) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     """P5, and P6 by a convolution on what the norm of P5 is given."""
-    plain = ConvNorm(width, 3, name="output5", **{**conv, "norm": "none"})(merged)
-    p6 = ConvNorm(width, 3, strides=2, padding="same", name="p6", **conv)(plain)
+    plain = _conv(width, 3, name="output5", **{**conv, "norm": "none"})(merged)
+    p6 = _conv(width, 3, strides=2, padding="same", name="p6", **conv)(plain)
     if conv["norm"] == "none":
         return plain, p6
     return Norm(conv["norm"], norm_epsilon=conv["norm_epsilon"], name="norm5")(plain), p6
+
+
+def _conv(width: int, kernel_size: int, **options: Any) -> ConvNorm:
+    # A new initializer each time: Keras draws its seed when it is made, and then always the same numbers.
+    return ConvNorm(width, kernel_size, kernel_initializer=xavier_fill(), **options)
 
 
 def xavier_fill() -> keras.initializers.Initializer:

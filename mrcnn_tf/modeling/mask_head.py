@@ -10,11 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mrcnn_tf.modeling.layers import ConvNorm
+from mrcnn_tf.modeling.layers import ConvNorm, he_normal_fan_out
 from mrcnn_tf.ops import losses
 from mrcnn_tf.ops.masks import crop_mask_targets
-
-_INIT = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
 
 
 def build_mask_head(
@@ -36,10 +34,10 @@ def build_mask_head(
     regions = keras.Input((pool_size, pool_size, in_channels), name="regions")
     x = regions
     for i in range(num_convs):
-        x = ConvNorm(
-            width, 3, norm=norm, norm_epsilon=norm_epsilon, activation="relu", kernel_initializer=_INIT, name=f"conv{i}"
-        )(x)
-    x = keras.layers.Conv2DTranspose(width, 2, strides=2, activation="relu", kernel_initializer=_INIT, name="deconv")(x)
+        x = ConvNorm(width, 3, norm=norm, norm_epsilon=norm_epsilon, activation="relu", name=f"conv{i}")(x)
+    x = keras.layers.Conv2DTranspose(
+        width, 2, strides=2, activation="relu", kernel_initializer=he_normal_fan_out(), name="deconv"
+    )(x)
     return keras.Model(regions, x, name="mask_head")
 
 

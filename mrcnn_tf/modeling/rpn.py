@@ -17,8 +17,6 @@ from mrcnn_tf.ops import boxes as box_ops
 from mrcnn_tf.ops import losses, matching, nms
 from mrcnn_tf.ops.anchors import cell_anchors, level_anchors
 
-_INIT = keras.initializers.RandomNormal(stddev=0.01)
-
 
 def build_rpn_head(
     in_channels: int,
@@ -55,16 +53,21 @@ def build_rpn_head(
             norm="none",
             use_bias=norm == "none",
             activation="relu" if norm == "none" else None,
-            kernel_initializer=_INIT,
+            kernel_initializer=_init(),
             name=f"conv{i}",
         )
         hidden = {level: conv(x) for level, x in hidden.items()}
         if norm != "none":
             hidden = {level: _norm_of_level(x, f"conv{i}", level, norm, norm_epsilon) for level, x in hidden.items()}
-    objectness = ConvNorm(num_anchors, 1, norm="none", kernel_initializer=_INIT, name="objectness")
-    deltas = ConvNorm(4 * num_anchors, 1, norm="none", kernel_initializer=_INIT, name="deltas")
+    objectness = ConvNorm(num_anchors, 1, norm="none", kernel_initializer=_init(), name="objectness")
+    deltas = ConvNorm(4 * num_anchors, 1, norm="none", kernel_initializer=_init(), name="deltas")
     outputs = [[objectness(x) for x in hidden.values()], [deltas(x) for x in hidden.values()]]
     return keras.Model(features, outputs, name="rpn_head")
+
+
+def _init() -> keras.initializers.Initializer:
+    """A new one for each layer: Keras draws an initializer's seed when it is made, and then always the same numbers."""
+    return keras.initializers.RandomNormal(stddev=0.01)
 
 
 def _norm_of_level(x: keras.KerasTensor, conv: str, level: int, norm: str, norm_epsilon: float) -> keras.KerasTensor:

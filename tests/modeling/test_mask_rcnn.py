@@ -215,3 +215,10 @@ def test_frozen_stages_get_no_gradient(tiny_config):
     changed = [v.path for v, old in zip(model.weights, before, strict=True) if not np.array_equal(v.numpy(), old)]
     assert set(changed) <= trainable | {v.path for v in model.optimizer.variables}
     assert changed
+
+
+def test_no_two_layers_start_alike(tiny_config):
+    """Keras gives the same numbers to all layers that share an initializer."""
+    kernels = {w.path: np.asarray(w) for w in MaskRCNN(tiny_config).trainable_variables if len(w.shape) > 1}
+    drawn = [(path, value.ravel()[:8].tobytes()) for path, value in kernels.items()]
+    assert len({value for _, value in drawn}) == len(drawn)
