@@ -138,7 +138,7 @@ class RoiPool(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
 class RoiResize(keras.layers.Layer):
-    """One sample a bin from edge to edge of the rois (matterport); called as `RoiAlign`, not inside `static_graph()`."""
+    """One sample a bin from edge to edge of the rois (matterport); called as `RoiAlign`."""
 
     def __init__(
         self,

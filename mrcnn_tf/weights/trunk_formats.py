@@ -30,7 +30,7 @@ class Trunk:
 
     Attributes:
         description: for the user.
-        backbone: values of `model.backbone` that belong to it: name, stride_in, norm_epsilon.
+        backbone: values of `model.backbone` that belong to it: name, norm_epsilon and, of ResNets, stride_in and paddings.
         norm: that its statistics are for: "frozen" (any batch norm) or "group".
         preprocessing: pixel statistics and channel order that it was trained with.
         assignments: what goes into a trunk of `build_backbone`.

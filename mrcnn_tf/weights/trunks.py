@@ -10,6 +10,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -128,12 +129,7 @@ def _of_keras_file(path: Path) -> Trunk:
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise PretrainedWeightsError(f"{path} cannot be read as a .keras file: {error}") from error
     if isinstance(model, MaskRCNN):
-        backbone, constants = model.backbone, model.config.backbone
-        values = {"name": constants.name, "stride_in": constants.stride_in, "norm_epsilon": constants.norm_epsilon}
-        keys = ("pixel_mean", "pixel_std", "channel_order")
-        preprocessing = {key: getattr(model.config.preprocessing, key) for key in keys}
-        norm = "group" if constants.norm == "group" else "frozen"
-        return Trunk(f"a MaskRCNN with {constants.name}", values, norm, preprocessing, _copy_of(backbone))
+        return _built(model.backbone, model.config.preprocessing, f"a MaskRCNN with {model.backbone.name}")
     return _of_feature_model(model, path)
 
 
@@ -146,12 +142,21 @@ def _of_feature_model(model: keras.Model, path: Path) -> Trunk:
         raise PretrainedWeightsError(
             f"{path} holds {type(model).__name__} {model.name!r}, neither a MaskRCNN nor a trunk"
         ) from error
-    stem = backbone.get_layer("stem")
-    stride_in = "1x1" if backbone.get_layer("res3_0_conv1").strides == 2 else "3x3"
-    values = {"name": backbone.name, "stride_in": stride_in, "norm_epsilon": stem.norm_epsilon}
-    preprocessing = {key: getattr(normalize, key) for key in ("pixel_mean", "pixel_std", "channel_order")}
+    return _built(backbone, normalize, f"the trunk {backbone.name}")
+
+
+def _built(backbone: keras.Model, pixels: Any, description: str) -> Trunk:
+    """A trunk of `build_backbone`; `pixels` has pixel_mean, pixel_std and channel_order."""
+    layers = {layer.name: layer for layer in backbone.layers}
+    stem = layers["stem"]
+    values = {"name": backbone.name, "norm_epsilon": stem.norm_epsilon}
+    if "res3_0_conv1" in layers:
+        values["stride_in"] = "1x1" if layers["res3_0_conv1"].strides == 2 else "3x3"
+        values["padding"] = stem.padding
+        values["pool_padding"] = "symmetric" if "stem_pad" in layers else "same"
+    preprocessing = {key: getattr(pixels, key) for key in ("pixel_mean", "pixel_std", "channel_order")}
     norm = "group" if stem.norm == "group" else "frozen"
-    return Trunk(f"the trunk {backbone.name}", values, norm, preprocessing, _copy_of(backbone))
+    return Trunk(description, values, norm, preprocessing, _copy_of(backbone))
 
 
 def _copy_of(source: keras.Model) -> Callable[[keras.Model], Assignments]:

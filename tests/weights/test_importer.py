@@ -271,3 +271,17 @@ def test_no_trunk(files, tmp_path):
 def test_shipped_recipe_starts_from_a_trunk_file(files):
     config = load_config("mask_rcnn_r50_fpn_1x", [f"model.backbone.weights={files / 'R-50.pkl'}"]).model
     assert complete(config).preprocessing.pixel_mean == (103.53, 116.28, 123.675)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"name": "efficientnet_lite0"}, {"name": "resnet50", "stride_in": "3x3", "padding": "same", "pool_padding": "same"}],
+    ids=["efficientnet_lite0", "resnet50"],
+)
+def test_own_trunks_keep_what_belongs_to_them(values, tmp_path):
+    config = parse(ModelConfig, {"backbone": {**values, "weights": None}, "categories": CATEGORIES}, "test")
+    MaskRCNN(config).save(tmp_path / "model.keras")
+    import_trunk(tmp_path / "model.keras")[0].save(tmp_path / "trunk.keras")
+    for name in ("model.keras", "trunk.keras"):
+        found = read_trunk(tmp_path / name).backbone
+        assert {key: found[key] for key in values} == values
