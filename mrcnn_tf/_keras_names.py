@@ -15,9 +15,12 @@ import wrapt
 
 _CLASSES = {
     "MaskRCNN": "mrcnn_tf.modeling.mask_rcnn",
+    "AdamW": "mrcnn_tf.optimizers",
     "CoupledSGD": "mrcnn_tf.optimizers",
-    "WarmupCosine": "mrcnn_tf.optimizers",
-    "WarmupMultiStep": "mrcnn_tf.optimizers",
+    "DynamicLossScale": "mrcnn_tf.modeling.loss_scale",
+    "StagedRate": "mrcnn_tf.schedules",
+    "WarmupCosine": "mrcnn_tf.schedules",
+    "WarmupMultiStep": "mrcnn_tf.schedules",
 }
 
 

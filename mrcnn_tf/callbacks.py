@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mrcnn_tf.files import replacing
+from mrcnn_tf.modeling.loss_scale import steps_made
+from mrcnn_tf.optimizers import averaged_weights, averages_of
 
 _PLAIN_SECONDS = 15.0
 
@@ -57,7 +60,7 @@ class StopConditions(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Count."""
-        self.steps += 1
+        self.steps = _steps_of(self.model)
         self.seconds += time.monotonic() - self._began
         if self.steps >= self.num_steps or self.seconds >= self.max_seconds:
             self.model.stop_training = True
@@ -99,7 +102,7 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Show the losses."""
-        self.steps += 1
+        self.steps = _steps_of(self.model)
         text = describe_losses(logs or {})
         self._bar.update(self._task, completed=self.steps, losses=text)
         if not self._live and time.monotonic() - self._printed > _PLAIN_SECONDS:
@@ -171,20 +174,48 @@ class MetricsCsv(keras.callbacks.Callback):
 class Checkpoints(keras.callbacks.Callback):
     """`last.keras` after every epoch, `best.keras` when the watched figure is the best so far."""
 
-    def __init__(self, folder: Path, monitor: str, best: float | None = None) -> None:
-        """Name folder and figure; `best` is that of a resumed run so far."""
+    def __init__(self, folder: Path, monitor: str, figures: Sequence[float] = ()) -> None:
+        """Name folder and figure; `figures` are its values of a resumed run so far."""
         super().__init__()
         self.folder = folder
         self.monitor = monitor
-        self.best = -math.inf if best is None else best
+        self.best = max(figures, default=-math.inf)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Save. The last one comes last: a run killed between the two makes this epoch, and its best, again."""
         figure = (logs or {}).get(self.monitor)
         if figure is not None and figure > self.best:
             self.best = figure
-            save_model(self.model, self.folder / "best.keras")
-        save_model(self.model, self.folder / "last.keras")
+            with averaged_weights(self.model):
+                save_model(self.model, self.folder / "best.keras")
+        save_checkpoint(self.model, self.folder)
+
+
+class EarlyStopping(keras.callbacks.Callback):
+    """Ends the run when a figure has had no new best for a number of evaluations."""
+
+    def __init__(self, monitor: str, patience: float, figures: Sequence[float] = ()) -> None:
+        """Name figure and number of evaluations (inf: never); `figures` are its values of a resumed run so far."""
+        super().__init__()
+        self.monitor = monitor
+        self.patience = patience
+        self.figures = [_as_written(figure) for figure in figures]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended."""
+        since_best = len(self.figures) - 1 - int(np.argmax(self.figures)) if self.figures else 0
+        return since_best >= self.patience
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Look at the figure, where it was measured."""
+        figure = (logs or {}).get(self.monitor)
+        if figure is None:
+            return
+        self.figures.append(_as_written(figure))
+        if self.is_over:
+            print(f"early stopping: {self.monitor} has had no new best in {self.patience} evaluations", file=sys.stderr)
+            self.model.stop_training = True
 
 
 class NonFiniteLossError(ValueError):
@@ -209,15 +240,17 @@ class FiniteLosses(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Look at every loss."""
-        self.steps += 1
+        before, self.steps = self.steps, _steps_of(self.model)
         broken = [name for name, value in (logs or {}).items() if "loss" in name and not math.isfinite(float(value))]
         if broken:
             last = self.folder / "last.keras"
             kept = f"{last} is from before it" if last.is_file() else "nothing was saved before it"
+            made = range(before, self.steps)
+            which = f"step {self.steps}" if len(made) == 1 else f"steps {before + 1} to {self.steps}"
+            names = [name for step in made for name in self.file_names(step)]
             raise NonFiniteLossError(
-                f"step {self.steps}: {', '.join(broken)} not finite; the images of its batch: "
-                f"{', '.join(self.file_names(self.steps - 1))}. {kept}. A lower train.learning_rate, a longer train.warmup_steps "
-                "or train.clip_norm may help"
+                f"{which}: {', '.join(broken)} not finite; the images: {', '.join(names)}. {kept}. A lower train.learning_rate, "
+                "a longer train.warmup_steps or train.clip_norm may help"
             )
 
 
@@ -235,10 +268,31 @@ def save_model(model: keras.Model, path: Path) -> None:
         raise OSError(f"{path} could not be written: {error}{kept}") from error
 
 
+def save_checkpoint(model: keras.Model, folder: Path) -> None:
+    """Write `last.keras`, where the training goes on, and before it `averaged.keras`, where the optimizer averages the weights.
+
+    Raises:
+        OSError: as `save_model`.
+    """
+    if averages_of(model.optimizer):
+        with averaged_weights(model):
+            save_model(model, folder / "averaged.keras")
+    save_model(model, folder / "last.keras")
+
+
 def describe_losses(logs: dict) -> str:
     """Losses and rate of a step on one line."""
     losses = "  ".join(f"{name.removesuffix('_loss')} {float(value):.3f}" for name, value in logs.items() if "loss" in name)
     return f"{losses}  lr {logs.get('learning_rate', 0.0):.2g}"
+
+
+def _steps_of(model: keras.Model) -> int:
+    return int(keras.ops.convert_to_numpy(steps_made(model.optimizer)))
+
+
+def _as_written(figure: float) -> float:
+    """As `metrics.csv` has it, so that a resumed run compares the same numbers."""
+    return float(_cell(figure))
 
 
 def _cell(value: object) -> str:

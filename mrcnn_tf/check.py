@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mrcnn_tf.data.check import SIZES, DataCheck, Fault
+from mrcnn_tf.data.coco import Place
 from mrcnn_tf.data.coco_records import DataError, read_segmentation
 from mrcnn_tf.data.images import ImageError, load_image
 from mrcnn_tf.files import write_json
@@ -126,7 +127,7 @@ def _picture(fault: Fault, folder: Path) -> tuple[str, str] | None:
         image = load_image(folder / fault.file_name)
     except ImageError:
         return None
-    drawing = draw_ground_truth(image, _drawable(fault.entry, image.shape[:2]), {_DRAWN_CLASS: fault.kind})
+    drawing = draw_ground_truth(image, _drawable(fault.place, image.shape[:2]), {_DRAWN_CLASS: fault.kind})
     picture = Image.fromarray(drawing)
     picture.thumbnail((_LONGEST_EDGE, _LONGEST_EDGE))
     buffer = io.BytesIO()
@@ -134,9 +135,12 @@ def _picture(fault: Fault, folder: Path) -> tuple[str, str] | None:
     return f"{fault.kind}: {_place(fault)}: {fault.message}", data_url(buffer.getvalue(), ".jpg")
 
 
-def _drawable(entry: Any, image_size: tuple[int, ...]) -> list[dict[str, Any]]:
+def _drawable(place: Place | None, image_size: tuple[int, ...]) -> list[dict[str, Any]]:
     """What can be drawn of a record with whatever fault: its box and its mask, cut at the image; nothing without a box."""
-    box = _box(entry.get("bbox"), image_size) if isinstance(entry, Mapping) else None
+    entry = None if place is None else place.entry
+    if not isinstance(entry, Mapping):
+        return []
+    box = _box(entry.get("bbox"), image_size)
     if box is None:
         return []
     return [{"category_id": _DRAWN_CLASS, "bbox": box, "segmentation": _mask(entry, image_size)}]

@@ -32,12 +32,15 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...", metavar="[KEY=VALUE]...")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = ...,  # type: ignore[assignment]
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint, if there is one.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Read all data first, and go on without what is faulty (data.skip_bad=true).")
+    ] = False,
 ) -> None:
     """Train a model as a configuration says. SIGTERM saves and ends the run; --resume goes on with it."""
     with _readable_errors():
         from mrcnn_tf.config import load_config
 
-        resolved = load_config(config, overrides or [])
+        resolved = load_config(config, [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])])
         silence_tensorflow()
         from mrcnn_tf.train import train as run
 

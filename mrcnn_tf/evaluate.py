@@ -76,7 +76,7 @@ class CocoTables:
 def evaluate(
     detector: Detector,
     images_dir: str | Path,
-    annotations: str | Path,
+    annotations: str | Path | Mapping[str, Any],
     output_dir: str | Path | None = None,
     *,
     score_threshold: float = 0.05,
@@ -91,7 +91,7 @@ def evaluate(
     Args:
         detector: any callable from a uint8 RGB picture [h, w, 3] to `Detections`.
         images_dir: the folder that the annotations' `file_name`s start from.
-        annotations: COCO JSON with the images and their ground truth.
+        annotations: COCO JSON with the images and their ground truth, as a file or as its content.
         output_dir: made if it is not there; None writes nothing.
         score_threshold: detections with a lower score are left out.
         max_detections: at most so many detections of an image count, the best first.

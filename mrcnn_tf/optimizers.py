@@ -1,23 +1,59 @@
-"""The optimiser and learning-rate schedules of the published recipes."""
+"""The optimizers of the published recipes, and what Keras' own lack for them.
+
+Both optimizers here can keep a moving average of the weights they train, which `averaged_weights` puts into the model.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from mrcnn_tf.config import TrainConfig
+from mrcnn_tf.modeling.loss_scale import unwrapped
+from mrcnn_tf.schedules import build_schedule
 
-_X1_STEPS, _X1_MILESTONES = 90_000, (60_000, 80_000)
-_X3_STEPS, _X3_MILESTONES = 270_000, (210_000, 250_000)
-_RECIPE_BATCH_SIZE = 16
+
+class _Averaging(keras.optimizers.Optimizer):
+    """An optimizer that can average the weights it updates.
+
+    After step t (from 0) `average = m * average + (1 - m) * weight` with m = min(average_momentum, t / (10 + t)): the weights of
+    the first steps, when there are few to average, count less. Keras' own `use_ema` overwrites the weights with their average at
+    the end of `fit`, so that training cannot go on from them.
+    """
+
+    def __init__(self, *, average_momentum: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.average_momentum = average_momentum
+        self.averages: list[keras.Variable] = []
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Make the averages, equal to the weights for now."""
+        super().build(variables)
+        if self.average_momentum is not None:
+            self.averages = self.add_optimizer_variables(variables, "average")
+            for average, variable in zip(self.averages, variables, strict=True):
+                average.assign(variable)
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        """Update one variable and its average."""
+        super().update_step(gradient, variable, learning_rate)
+        if self.averages:
+            average = self.averages[self._get_variable_index(variable)]
+            step = tf.cast(self.iterations, variable.dtype)
+            momentum = tf.minimum(tf.cast(self.average_momentum, variable.dtype), step / (10 + step))
+            self.assign_sub(average, (1 - momentum) * (average - variable))
+
+    def get_config(self) -> dict:
+        """Constructor arguments."""
+        return {**super().get_config(), "average_momentum": self.average_momentum}
 
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
-class CoupledSGD(keras.optimizers.SGD):
+class CoupledSGD(_Averaging, keras.optimizers.SGD):
     """SGD with momentum whose weight decay is part of the gradient, as in detectron2 and torchvision.
 
     Keras' own `weight_decay` shrinks the weights beside the update and so is ten times weaker at momentum 0.9. Norms and biases
@@ -27,21 +63,22 @@ class CoupledSGD(keras.optimizers.SGD):
     def __init__(
         self, learning_rate: Any = 0.02, momentum: float = 0.9, l2: float = 1e-4, name: str = "sgd", **kwargs: Any
     ) -> None:
-        """Make the optimiser.
+        """Make the optimizer.
 
         Args:
             learning_rate: number or schedule.
             momentum: in 0..1.
             l2: weight decay, added to the gradient as `l2 * weight`.
-            name: of the optimiser.
-            **kwargs: as for `keras.optimizers.SGD` (`global_clipnorm`, ...).
+            name: of the optimizer.
+            **kwargs: `average_momentum` (keep a moving average of the weights), and as for `keras.optimizers.SGD`
+                (`global_clipnorm`, ...).
         """
         super().__init__(learning_rate=learning_rate, momentum=momentum, name=name, **kwargs)
         self.l2 = l2
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         """Update one variable."""
-        if len(variable.shape) > 1 and self.l2:
+        if _is_decayed(variable) and self.l2:
             gradient = gradient + tf.cast(self.l2, gradient.dtype) * tf.convert_to_tensor(variable)
         super().update_step(gradient, variable, learning_rate)
 
@@ -50,85 +87,68 @@ class CoupledSGD(keras.optimizers.SGD):
         return {**super().get_config(), "l2": self.l2}
 
 
-class _Warmup(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from `warmup_factor` times the rate; subclasses say how the rate goes on."""
-
-    def __init__(self, learning_rate: float, warmup_steps: int, warmup_factor: float) -> None:
-        self.learning_rate = learning_rate
-        self.warmup_steps = warmup_steps
-        self.warmup_factor = warmup_factor
-
-    def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Rate of step `step` (0-based): float32 scalar."""
-        step = tf.cast(step, tf.float32)
-        progress = tf.minimum(step / max(self.warmup_steps, 1), 1.0) if self.warmup_steps else 1.0
-        return self.learning_rate * self._factor(step) * (self.warmup_factor * (1 - progress) + progress)
-
-    def _factor(self, step: tf.Tensor) -> tf.Tensor:
-        raise NotImplementedError
-
-    def get_config(self) -> dict:
-        return {"learning_rate": self.learning_rate, "warmup_steps": self.warmup_steps, "warmup_factor": self.warmup_factor}
-
-
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
-class WarmupMultiStep(_Warmup):
-    """Warm-up, then a tenfold fall at each milestone (step numbers)."""
+class AdamW(_Averaging, keras.optimizers.Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019).
 
-    def __init__(
-        self, learning_rate: float, milestones: Sequence[int], warmup_steps: int = 1000, warmup_factor: float = 0.001
-    ) -> None:
-        super().__init__(learning_rate, warmup_steps, warmup_factor)
-        self.milestones = tuple(milestones)
+    Norms and biases (weights of fewer than two dimensions) are not decayed; of Keras' own AdamW they would have to be excluded by
+    name, and the exclusion would be lost in a file.
+    """
 
-    def _factor(self, step: tf.Tensor) -> tf.Tensor:
-        passed = tf.reduce_sum(tf.cast(step >= tf.constant(self.milestones, tf.float32), tf.float32)) if self.milestones else 0.0
-        return tf.pow(0.1, passed)
+    def __init__(self, learning_rate: Any = 1e-4, decay: float = 0.05, name: str = "adamw", **kwargs: Any) -> None:
+        """Make the optimizer.
+
+        Args:
+            learning_rate: number or schedule.
+            decay: weight decay; each step takes `learning_rate * decay * weight` off, beside the update.
+            name: of the optimizer.
+            **kwargs: `average_momentum` (keep a moving average of the weights), and as for `keras.optimizers.Adam` (`beta_1`,
+                `global_clipnorm`, ...).
+        """
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.decay = decay
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        """Update one variable."""
+        if _is_decayed(variable) and self.decay:
+            rate = tf.cast(learning_rate, variable.dtype)
+            self.assign_sub(variable, rate * tf.cast(self.decay, variable.dtype) * variable)
+        super().update_step(gradient, variable, learning_rate)
 
     def get_config(self) -> dict:
         """Constructor arguments."""
-        return {**super().get_config(), "milestones": list(self.milestones)}
+        return {**super().get_config(), "decay": self.decay}
 
 
-@keras.saving.register_keras_serializable(package="mrcnn_tf")
-class WarmupCosine(_Warmup):
-    """Warm-up, then half a cosine down to 0 at `num_steps`."""
-
-    def __init__(self, learning_rate: float, num_steps: int, warmup_steps: int = 1000, warmup_factor: float = 0.001) -> None:
-        super().__init__(learning_rate, warmup_steps, warmup_factor)
-        self.num_steps = num_steps
-
-    def _factor(self, step: tf.Tensor) -> tf.Tensor:
-        return 0.5 * (1 + tf.cos(math.pi * tf.minimum(step / self.num_steps, 1.0)))
-
-    def get_config(self) -> dict:
-        """Constructor arguments."""
-        return {**super().get_config(), "num_steps": self.num_steps}
+def averages_of(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Each weight of an optimizer with its average; none where it keeps no averages."""
+    optimizer = unwrapped(optimizer)
+    if not isinstance(optimizer, _Averaging) or not optimizer.averages:
+        return []
+    return list(zip(optimizer._trainable_variables, optimizer.averages, strict=True))
 
 
-def num_steps(config: TrainConfig) -> int:
-    """Steps of the whole run; 1x and 3x see the same images whatever the batch size."""
-    recipe = {"1x": _X1_STEPS, "3x": _X3_STEPS}.get(config.schedule)
-    return config.num_steps if recipe is None else _for_batch(recipe, config)
+@contextmanager
+def averaged_weights(model: keras.Model) -> Iterator[None]:
+    """The model with the moving average of its weights, for as long as this lasts; as it is where its optimizer keeps none."""
+    pairs = averages_of(model.optimizer)
+    before = [keras.ops.convert_to_numpy(variable) for variable, _ in pairs]
+    for variable, average in pairs:
+        variable.assign(keras.ops.convert_to_numpy(average))
+    try:
+        yield
+    finally:
+        for (variable, _), value in zip(pairs, before, strict=True):
+            variable.assign(value)
 
 
-def build_schedule(config: TrainConfig) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The learning-rate schedule of a configuration, its rate scaled linearly with the batch (Goyal et al., 2017)."""
-    rate = config.learning_rate * config.batch_size / config.reference_batch_size
-    if config.schedule == "cosine":
-        return WarmupCosine(rate, config.num_steps, config.warmup_steps, config.warmup_factor)
-    if config.schedule == "steps":
-        milestones = [round(fraction * config.num_steps) for fraction in config.milestones]
-        return WarmupMultiStep(rate, milestones, config.warmup_steps, config.warmup_factor)
-    recipe = _X1_MILESTONES if config.schedule == "1x" else _X3_MILESTONES
-    milestones = [_for_batch(step, config) for step in recipe]
-    return WarmupMultiStep(rate, milestones, _for_batch(config.warmup_steps, config), config.warmup_factor)
+def build_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
+    """The optimizer that the configuration asks for, clipping and averaging included."""
+    shared: dict[str, Any] = {"global_clipnorm": config.clip_norm, "average_momentum": config.average_momentum}
+    if config.optimizer == "adamw":
+        return AdamW(build_schedule(config), config.weight_decay, **shared)
+    return CoupledSGD(build_schedule(config), config.momentum, config.weight_decay, **shared)
 
 
-def build_optimizer(config: TrainConfig) -> CoupledSGD:
-    """SGD as the configuration asks for, clipping included."""
-    return CoupledSGD(build_schedule(config), config.momentum, config.weight_decay, global_clipnorm=config.clip_norm)
-
-
-def _for_batch(steps: int, config: TrainConfig) -> int:
-    return round(steps * _RECIPE_BATCH_SIZE / config.batch_size)
+def _is_decayed(variable: tf.Variable) -> bool:
+    return len(variable.shape) > 1

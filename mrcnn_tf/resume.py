@@ -19,6 +19,7 @@ from typing import Any
 import keras
 
 from mrcnn_tf.config import Config, ConfigError, load_config
+from mrcnn_tf.modeling.loss_scale import steps_made
 
 CHECKPOINT, METRICS, CONFIG = "last.keras", "metrics.csv", "config.yaml"
 
@@ -41,10 +42,9 @@ class RunState:
     seconds: float = 0.0
     rows: tuple[dict[str, str], ...] = ()
 
-    def best(self, figure: str) -> float | None:
-        """The highest value of a column so far; None where it was never measured."""
-        values = [float(row[figure]) for row in self.rows if row.get(figure)]
-        return max(values, default=None)
+    def measured(self, figure: str) -> list[float]:
+        """The values of a column so far."""
+        return [float(row[figure]) for row in self.rows if row.get(figure)]
 
 
 def restore(model: keras.Model, output: Path) -> RunState:
@@ -67,7 +67,7 @@ def restore(model: keras.Model, output: Path) -> RunState:
         model.load_weights(path)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} cannot be resumed from: {error}") from error
-    steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+    steps = int(keras.ops.convert_to_numpy(steps_made(model.optimizer)))
     rows = tuple(row for row in _rows(output / METRICS) if row.get("step") and int(row["step"]) <= steps)
     return RunState(steps, float(rows[-1]["train_seconds"]) if rows else 0.0, rows)
 

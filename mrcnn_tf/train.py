@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -16,23 +14,28 @@ import tensorflow as tf
 from mrcnn_tf.callbacks import (
     Checkpoints,
     CocoEvaluation,
+    EarlyStopping,
     FiniteLosses,
     LearningRateLog,
     MetricsCsv,
     ProgressBar,
     StopConditions,
-    save_model,
+    save_checkpoint,
 )
-from mrcnn_tf.config import Config, ConfigError, TrainConfig
-from mrcnn_tf.data.coco import DataError
-from mrcnn_tf.data.pipeline import CocoBatches, training_batches
+from mrcnn_tf.config import Config, ConfigError, StageConfig, TrainConfig
+from mrcnn_tf.data.pipeline import CocoBatches
 from mrcnn_tf.evaluate import evaluate
 from mrcnn_tf.files import replacing
+from mrcnn_tf.modeling.freezing import freeze
 from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
-from mrcnn_tf.optimizers import build_optimizer, num_steps
+from mrcnn_tf.optimizers import averaged_weights, build_optimizer
 from mrcnn_tf.predict import Predictor
-from mrcnn_tf.resume import CHECKPOINT, CONFIG, METRICS, Interrupted, RunState, check_same, restore, terminable
-from mrcnn_tf.weights import complete
+from mrcnn_tf.resume import CONFIG, METRICS, Interrupted, RunState, check_same, restore, terminable
+from mrcnn_tf.run_data import data_errors, open_data
+from mrcnn_tf.run_plan import RunCallbacks, plan_run
+from mrcnn_tf.schedules import num_steps
+from mrcnn_tf.splits import Split, write_skipped
+from mrcnn_tf.tensorboard import TensorBoardLog, validation_pictures
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,14 @@ class TrainingRun:
     interrupted: bool = False
 
 
-def train(config: Config, output: str | Path, *, progress: bool = True, resume: bool = False) -> TrainingRun:
+def train(
+    config: Config,
+    output: str | Path,
+    *,
+    progress: bool = True,
+    resume: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> TrainingRun:
     """Train as a configuration says. SIGTERM saves `last.keras` and ends the run in order.
 
     Args:
@@ -62,6 +72,7 @@ def train(config: Config, output: str | Path, *, progress: bool = True, resume: 
         output: folder of the run, made if it is not there.
         progress: show a progress bar.
         resume: go on from `last.keras` in the folder, if it is there.
+        callbacks: of your own. They come after those of the run, so that the logs of an epoch have the AP.
 
     Returns:
         The run.
@@ -73,30 +84,33 @@ def train(config: Config, output: str | Path, *, progress: bool = True, resume: 
     """
     output = Path(output)
     _claim(output, resume)
-    config = config if config.model.categories else config.with_categories()
-    config = config.model_copy(update={"model": complete(config.model)})
-    batches = training_batches(config)
-    if config.model.mask_head.enabled and "gt_masks" not in batches.epoch().element_spec:
-        print(
-            "note: the training data has boxes but no masks: training Faster R-CNN (model.mask_head.enabled=false)",
-            file=sys.stderr,
-        )
-        config = _without_masks(config)
+    with data_errors(config.data.skip_bad):
+        data = open_data(config, output, resume=resume, progress=progress)
+    config, batches = data.config, data.batches
     if resume:
         check_same(config, output)
     with replacing(output / CONFIG) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
+    if config.data.skip_bad:
+        write_skipped(data.skipped, output)
     model = build_model(config)
     state = restore(model, output) if resume else RunState()
     total = num_steps(config.train)
     stop = StopConditions(total, config.train.max_minutes, steps=state.steps, seconds=state.seconds)
     bar = ProgressBar(total, state.steps) if progress else None
-    callbacks = [FiniteLosses(output, batches.file_names, state.steps), *_callbacks(config, model, output, stop, bar, state)]
+    figures = state.measured(_monitor(config))
+    early = EarlyStopping(_monitor(config), config.train.early_stopping_patience or math.inf, figures)
+    own = [
+        FiniteLosses(output, batches.file_names, state.steps),
+        *_callbacks(config, model, output, stop, bar, state, data.validation),
+        early,
+    ]
     try:
-        with _data_errors(), terminable():
-            _fit(model, batches, total, config.train.epoch_steps, state.steps, callbacks)
+        with data_errors(config.data.skip_bad), terminable():
+            if not early.is_over:
+                _fit(model, batches, config, state.steps, [*own, *callbacks])
     except Interrupted:
-        save_model(model, output / CHECKPOINT)
+        save_checkpoint(model, output)
         return TrainingRun(model, output, stop.steps, stop.seconds, interrupted=True)
     finally:
         if bar:
@@ -104,29 +118,31 @@ def train(config: Config, output: str | Path, *, progress: bool = True, resume: 
     return TrainingRun(model, output, stop.steps, stop.seconds)
 
 
-def _fit(
-    model: MaskRCNN,
-    batches: CocoBatches,
-    total: int,
-    epoch_steps: int | None,
-    done: int,
-    callbacks: list[keras.callbacks.Callback],
-) -> None:
-    """Steps `done` to `total`; a run resumed within an epoch counts its epochs from there."""
-    if done >= total:
-        return
-    length = min(epoch_steps or batches.num_per_epoch, total)
-    first = done // length
-    epochs = first + math.ceil((total - done) / length)
-    model.fit(
-        batches.endless(done),
-        initial_epoch=first,
-        epochs=epochs,
-        steps_per_epoch=length,
-        callbacks=callbacks,
-        verbose=0,
-        shuffle=False,
-    )
+def _fit(model: MaskRCNN, batches: CocoBatches, config: Config, done: int, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    """All steps from number `done` on."""
+    total, stages = num_steps(config.train), config.train.stages
+    length = config.train.epoch_steps or batches.num_per_epoch
+    around = RunCallbacks(callbacks, model)
+    for stretch in plan_run(total, length, [stage.start for stage in stages], done):
+        if stages:
+            _enter(stages[stretch.stage], model)
+        model.fit(
+            batches.endless(stretch.start),
+            initial_epoch=stretch.first_epoch,
+            epochs=stretch.first_epoch + stretch.num_epochs,
+            steps_per_epoch=stretch.epoch_steps,
+            callbacks=around,
+            verbose=0,
+            shuffle=False,
+        )
+        if model.stop_training:
+            break
+    around.finish()
+
+
+def _enter(stage: StageConfig, model: MaskRCNN) -> None:
+    least = model.config.backbone.frozen_stages
+    freeze(model, frozen_stages=least if stage.frozen_stages is None else stage.frozen_stages, parts=stage.freeze)
 
 
 def build_model(config: Config) -> MaskRCNN:
@@ -144,7 +160,13 @@ def build_model(config: Config) -> MaskRCNN:
     try:
         with build_strategy(config.train).scope():
             model = MaskRCNN(config)
-            model.compile(build_optimizer(config.train), jit_compile=config.train.xla, seed=config.train.seed)
+            model.compile(
+                build_optimizer(config.train),
+                jit_compile=config.train.xla,
+                seed=config.train.seed,
+                steps_per_execution=config.train.steps_per_execution,
+                gradient_accumulation_steps=config.train.gradient_accumulation_steps,
+            )
     finally:
         keras.config.set_dtype_policy(before)
     return model
@@ -161,54 +183,54 @@ def build_strategy(config: TrainConfig) -> tf.distribute.Strategy:
         return tf.distribute.get_strategy()
     strategy = tf.distribute.MirroredStrategy(gpus or tf.config.list_logical_devices("CPU"))
     replicas = strategy.num_replicas_in_sync
-    if config.batch_size % replicas:
-        raise ConfigError(f"train.batch_size must be a multiple of the {replicas} replicas, got {config.batch_size}")
+    parts = config.gradient_accumulation_steps
+    if config.batch_size % (replicas * parts):
+        times = f" times gradient_accumulation_steps={parts}" if parts > 1 else ""
+        raise ConfigError(f"train.batch_size must be a multiple of the {replicas} replicas{times}, got {config.batch_size}")
     return strategy
 
 
 def _callbacks(
-    config: Config, model: MaskRCNN, output: Path, stop: StopConditions, bar: ProgressBar | None, state: RunState
+    config: Config,
+    model: MaskRCNN,
+    output: Path,
+    stop: StopConditions,
+    bar: ProgressBar | None,
+    state: RunState,
+    validation: Split | None,
 ) -> list[keras.callbacks.Callback]:
-    evaluates = config.train.eval_every > 0 and config.data.val.annotations is not None
     kinds = ("bbox", "segm") if config.model.mask_head.enabled else ("bbox",)
-    figures = [f"val_{kind}_{figure}" for kind in kinds for figure in ("AP", "AP50", "AP75")] if evaluates else []
-    columns = ["epoch", "step", "train_seconds", "loss", *model.loss_weights, "learning_rate", *figures]
+    figures = [f"val_{kind}_{figure}" for kind in kinds for figure in ("AP", "AP50", "AP75")] if validation else []
+    columns = ["epoch", "step", "train_seconds", "loss", *model.loss_weights, *model.observed, "learning_rate", *figures]
     callbacks: list[keras.callbacks.Callback] = [LearningRateLog(), stop]
-    if evaluates:
-        measure = _measurement(config, model)
+    pictures = None
+    if validation:
+        predictor = Predictor(model)
+        measure = _averaged(partial(evaluate, predictor, validation.images, validation.content, progress=False), model)
+        pictures = validation_pictures(predictor, validation.images, validation.content, config.train.tensorboard_images)
         callbacks.append(CocoEvaluation(measure, every=config.train.eval_every, last_step=lambda: model.stop_training))
     # After the evaluation, whose figures it prints.
     callbacks += [bar] if bar else []
-    monitor = f"val_{kinds[-1]}_AP"
+    monitor = _monitor(config)
     return [
         *callbacks,
         MetricsCsv(output / METRICS, columns, state.rows),
-        keras.callbacks.TensorBoard(str(output / "tensorboard"), write_graph=False),
-        Checkpoints(output, monitor, state.best(monitor)),
+        TensorBoardLog(output / "tensorboard", config.to_yaml(), steps=state.steps, pictures=pictures),
+        Checkpoints(output, monitor, state.measured(monitor)),
     ]
 
 
-def _measurement(config: Config, model: MaskRCNN) -> Callable[[], dict]:
-    images, annotations = config.data.path("val", "images"), config.data.path("val", "annotations")
-    predictor = Predictor(model)
-    return lambda: evaluate(predictor, images, annotations, progress=False)
+def _averaged(measure: Callable[[], dict], model: MaskRCNN) -> Callable[[], dict]:
+    def measure_averaged() -> dict:
+        with averaged_weights(model):
+            return measure()
+
+    return measure_averaged
 
 
-def _without_masks(config: Config) -> Config:
-    mask_head = config.model.mask_head.model_copy(update={"enabled": False})
-    return config.model_copy(update={"model": config.model.model_copy(update={"mask_head": mask_head})})
-
-
-@contextmanager
-def _data_errors() -> Iterator[None]:
-    """tf.data wraps what a map raises in its own error; give the user the message that names the record."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        found = re.search(r"DataError: (.+)", str(error))
-        if found is None:
-            raise
-        raise DataError(found.group(1)) from error
+def _monitor(config: Config) -> str:
+    """The figure that the best checkpoint is chosen by."""
+    return "val_segm_AP" if config.model.mask_head.enabled else "val_bbox_AP"
 
 
 def _claim(output: Path, resume: bool) -> None:

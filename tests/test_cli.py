@@ -107,3 +107,20 @@ def test_train(shapes_dir, tmp_path, tiny_config):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "last.keras").is_file()
     assert "2 steps" in result.output
+
+
+def test_train_skip_bad(shapes_dir, tmp_path, tiny_config):
+    content = json.loads((shapes_dir / "instances_train.json").read_text())
+    content["annotations"][0]["bbox"] = [900, 0, 5, 5]
+    (tmp_path / "faulty.json").write_text(json.dumps(content))
+    (tmp_path / "tiny.yaml").write_text(tiny_config.to_yaml())
+    arguments = [f"data.train.annotations={tmp_path / 'faulty.json'}", "train.num_steps=1", "train.eval_every=0"]
+    refused = call("train", tmp_path / "tiny.yaml", *arguments, "--output", tmp_path / "run")
+    assert refused.exit_code == 1
+    assert "outside image" in refused.output
+    assert "train --skip-bad" in refused.output
+    result = call("train", tmp_path / "tiny.yaml", *arguments, "--output", tmp_path / "run", "--skip-bad")
+    assert result.exit_code == 0, result.output
+    skipped = json.loads((tmp_path / "run" / "skipped.json").read_text())
+    assert [item["kind"] for item in skipped["train"]] == ["box outside"]
+    assert "skip_bad: true" in (tmp_path / "run" / "config.yaml").read_text()

@@ -1,6 +1,4 @@
-"""Schedules against hand-made tables, and the optimizer against the update rule that PyTorch documents."""
-
-import math
+"""The optimizers against the update rule that PyTorch documents, and against Keras."""
 
 import keras
 import numpy as np
@@ -8,80 +6,12 @@ import pytest
 import tensorflow as tf
 
 from mrcnn_tf.config import TrainConfig
-from mrcnn_tf.optimizers import CoupledSGD, WarmupCosine, WarmupMultiStep, build_optimizer, build_schedule, num_steps
+from mrcnn_tf.optimizers import AdamW, CoupledSGD, build_optimizer
+from mrcnn_tf.schedules import build_schedule
 
 
 def rates(schedule, steps):
     return [float(schedule(step)) for step in steps]
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"schedule": "1x"}, {0: 2e-5, 500: 0.01001, 1000: 0.02, 59_999: 0.02, 60_000: 0.002, 79_999: 0.002, 80_000: 0.0002}),
-        ({"schedule": "3x"}, {1000: 0.02, 209_999: 0.02, 210_000: 0.002, 250_000: 0.0002, 269_999: 0.0002}),
-        # half the batch: half the rate, twice the steps, warm-up included
-        (
-            {"schedule": "1x", "batch_size": 8},
-            {0: 1e-5, 1000: 0.005005, 2000: 0.01, 119_999: 0.01, 120_000: 0.001, 160_000: 1e-4},
-        ),
-        ({"schedule": "3x", "batch_size": 32}, {500: 0.04, 104_999: 0.04, 105_000: 0.004, 125_000: 0.0004}),
-        (
-            {"schedule": "steps", "num_steps": 900, "warmup_steps": 10, "warmup_factor": 0.1},
-            {0: 0.002, 5: 0.011, 10: 0.02, 599: 0.02, 600: 0.002, 799: 0.002, 800: 0.0002, 900: 0.0002},
-        ),
-        (
-            {"schedule": "steps", "num_steps": 100, "warmup_steps": 0, "milestones": (0.5,), "batch_size": 4},
-            {0: 0.005, 49: 0.005, 50: 0.0005},
-        ),
-        ({"schedule": "steps", "num_steps": 100, "warmup_steps": 0, "milestones": ()}, {0: 0.02, 99: 0.02}),
-        (
-            {"schedule": "cosine", "num_steps": 400, "warmup_steps": 0, "batch_size": 4, "reference_batch_size": 4},
-            {0: 0.02, 100: 0.01 * (1 + math.sqrt(0.5)), 200: 0.01, 400: 0.0, 500: 0.0},
-        ),
-        (
-            {"schedule": "cosine", "num_steps": 400, "warmup_steps": 200, "warmup_factor": 0.0},
-            {0: 0.0, 100: 0.005 * (1 + math.sqrt(0.5)), 200: 0.01},
-        ),
-    ],
-)
-def test_rates(values, expected):
-    schedule = build_schedule(TrainConfig(**values))
-    np.testing.assert_allclose(rates(schedule, expected), list(expected.values()), rtol=1e-4, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"schedule": "1x"}, 90_000),
-        ({"schedule": "3x"}, 270_000),
-        ({"schedule": "1x", "batch_size": 4}, 360_000),
-        # the lengths count images, so they go by the recipe's batch of 16, not by the rate's
-        ({"schedule": "1x", "batch_size": 4, "reference_batch_size": 4}, 360_000),
-        ({"schedule": "3x", "batch_size": 32}, 135_000),
-        ({"schedule": "steps", "num_steps": 7, "batch_size": 4}, 7),
-        ({"schedule": "cosine", "num_steps": 7, "batch_size": 4}, 7),
-    ],
-)
-def test_num_steps(values, expected):
-    assert num_steps(TrainConfig(**values)) == expected
-
-
-def test_warmup_without_steps_starts_at_the_full_rate():
-    assert rates(WarmupMultiStep(0.1, [10], warmup_steps=0), [0, 9, 10]) == pytest.approx([0.1, 0.1, 0.01])
-
-
-@pytest.mark.parametrize("schedule", [WarmupMultiStep(0.1, [3, 5], 2, 0.5), WarmupCosine(0.1, 7, 2, 0.5)])
-def test_schedules_come_back_from_their_configuration(schedule):
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
-    assert type(again) is type(schedule)
-    assert rates(again, range(8)) == rates(schedule, range(8))
-
-
-def test_schedule_works_inside_a_graph():
-    schedule = WarmupMultiStep(0.1, [3, 5], 2, 0.5)
-    traced = tf.function(schedule, input_signature=[tf.TensorSpec([], tf.int64)])
-    np.testing.assert_allclose([traced(step) for step in range(7)], rates(schedule, range(7)), rtol=1e-6)
 
 
 def pytorch_sgd(weights, gradients, *, rate, momentum, weight_decay):
@@ -137,6 +67,32 @@ def test_optimizer_comes_back_from_its_configuration():
 
 def test_build_optimizer_without_clipping():
     assert build_optimizer(TrainConfig()).global_clipnorm is None
+
+
+def test_adamw_is_keras_own_on_kernels_and_without_decay_on_biases():
+    random = np.random.default_rng(1)
+    start = {"kernel": random.normal(size=(3, 4)).astype(np.float32), "bias": random.normal(size=4).astype(np.float32)}
+    gradients = [{name: random.normal(size=value.shape).astype(np.float32) for name, value in start.items()} for _ in range(5)]
+
+    def run(optimizer, names):
+        variables = {name: keras.Variable(start[name], name=name) for name in names}
+        for step in gradients:
+            optimizer.apply_gradients([(tf.constant(step[name]), variables[name]) for name in names])
+        return {name: variable.numpy() for name, variable in variables.items()}
+
+    found = run(AdamW(0.01, 0.1), start)
+    expected = {**run(keras.optimizers.AdamW(0.01, 0.1), ["kernel"]), **run(keras.optimizers.Adam(0.01), ["bias"])}
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5)
+
+
+def test_adamw_from_the_configuration_and_back():
+    optimizer = build_optimizer(TrainConfig(optimizer="adamw", clip_norm=1.0, average_momentum=0.99, weight_decay=0.02))
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    assert isinstance(again, AdamW)
+    assert (again.decay, again.global_clipnorm, again.average_momentum) == (0.02, 1.0, 0.99)
+    # Keras would shrink the weights a second time.
+    assert again.weight_decay is None
 
 
 def test_saved_model_goes_on_with_its_momentum(tmp_path):

@@ -15,7 +15,7 @@ HEAVY = ("tensorflow", "keras", "matplotlib", "pycocotools", "PIL", "numpy")
 BACKBONES = {"backbones", "resnet", "efficientnet_lite"}
 """One stage in three files: the choice and the two families."""
 LAYERS = {"mrcnn_tf.modeling.layers", "mrcnn_tf.modeling.norms"}
-WIRING = {"mask_rcnn", "trainer"}
+WIRING = {"mask_rcnn", "trainer", "freezing", "executions", "gradients"}
 
 
 def run(code):

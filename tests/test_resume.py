@@ -1,5 +1,6 @@
 """Runs that are interrupted and go on, and what stops a run."""
 
+import contextlib
 import math
 import os
 import resource
@@ -14,10 +15,11 @@ import pytest
 
 from mrcnn_tf import train as train_module
 from mrcnn_tf.callbacks import FiniteLosses, NonFiniteLossError, save_model
-from mrcnn_tf.config import ConfigError
+from mrcnn_tf.config import ConfigError, TrainConfig
 from mrcnn_tf.modeling.mask_rcnn import load_model
 from mrcnn_tf.resume import check_same, restore
 from mrcnn_tf.train import build_model, train
+from tests.modeling.steps import frozen_trunk, two_devices
 
 STEPS, EPOCH_STEPS = 7, 3
 
@@ -35,13 +37,25 @@ def unbroken(config, tmp_path_factory):
 
 
 def weights_of(path):
-    return {weight.path: np.asarray(weight) for weight in load_model(path).weights}
+    # Paths are not unique, the order is always the same.
+    return {f"{number} {weight.path}": np.asarray(weight) for number, weight in enumerate(load_model(path).weights)}
+
+
+@contextlib.contextmanager
+def strategies():
+    """Another numbering of the collectives for each, see `two_devices`."""
+    two_devices()
+    yield
+
+
+def restored_step(config, output):
+    return restore(build_model(config), output).steps
 
 
 def assert_same_end(output, unbroken):
     expected = weights_of(unbroken / "last.keras")
     for name, value in weights_of(output / "last.keras").items():
-        np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-6, err_msg=name)
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
 def steps_in(output):
@@ -92,7 +106,71 @@ def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_there(config, unbroke
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     again = train(config, tmp_path / "run", progress=False, resume=True)
     assert (again.steps, again.interrupted) == (STEPS, False)
+    # The epoch that was interrupted ends where it would have ended.
+    assert steps_in(tmp_path / "run") == [3, 6, 7]
     assert_same_end(tmp_path / "run", unbroken.output)
+
+
+def with_train(config, **values):
+    section = TrainConfig.model_validate({**config.train.model_dump(), **values})
+    return config.model_copy(update={"train": section})
+
+
+@pytest.mark.slow
+def test_a_run_with_everything_goes_on_too(config, tmp_path, monkeypatch):
+    """AdamW, averages, parts, stages, several steps per execution, two replicas, evaluation: nothing of it is lost."""
+    stages = [{"start": 0, "freeze": ["fpn", "rpn_head"], "learning_rate_factor": 0.5}, {"start": 4}]
+    config = with_train(
+        frozen_trunk(config),
+        optimizer="adamw",
+        learning_rate=1e-3,
+        average_momentum=0.1,
+        batch_size=4,
+        gradient_accumulation_steps=2,
+        stages=stages,
+        steps_per_execution=2,
+        strategy="mirrored",
+        eval_every=1,
+    )
+    with strategies():
+        whole = train(config, tmp_path / "whole", progress=False)
+    assert steps_in(whole.output) == [3, 4, 6, 7]
+    assert sorted(path.name for path in whole.output.glob("*.keras")) == ["averaged.keras", "best.keras", "last.keras"]
+    with monkeypatch.context() as patch, strategies():
+        at_step(6, die, patch)
+        with pytest.raises(Killed):
+            train(config, tmp_path / "run", progress=False)
+    with strategies():
+        assert restored_step(config, tmp_path / "run") == 4
+    with strategies():
+        train(config, tmp_path / "run", progress=False, resume=True)
+    assert steps_in(tmp_path / "run") == [3, 4, 6, 7]
+    for name in ("last.keras", "averaged.keras", "best.keras"):
+        expected = weights_of(whole.output / name)
+        for path, value in weights_of(tmp_path / "run" / name).items():
+            np.testing.assert_array_equal(value, expected[path], err_msg=f"{name} {path}")
+    last, averaged = (weights_of(whole.output / name) for name in ("last.keras", "averaged.keras"))
+    assert any((value != averaged[path]).any() for path, value in last.items())
+
+
+def test_early_stopping_ends_the_run_and_it_stays_ended(config, tmp_path, monkeypatch, capsys):
+    figures = iter([0.1, 0.3, 0.2, 0.3, 0.9])
+    monkeypatch.setattr(
+        train_module, "evaluate", lambda *args, **kwargs: {"segm": dict.fromkeys(("AP", "AP50", "AP75"), next(figures))}
+    )
+    config = with_train(config, num_steps=20, epoch_steps=1, eval_every=1, early_stopping_patience=2, tensorboard_images=0)
+    run = train(config, tmp_path / "run", progress=False)
+    assert run.steps == 4
+    assert "no new best in 2 evaluations" in capsys.readouterr().err
+    assert train(config, tmp_path / "run", progress=False, resume=True).steps == 4
+    assert steps_in(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_is_found_among_several_steps(config, tmp_path, monkeypatch):
+    config = with_train(config, steps_per_execution=3)
+    monkeypatch.setattr(train_module, "build_model", poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"steps 1 to 3: .*class_loss.* not finite; the images: (train_\d+\.png, ){5}"):
+        train(config, tmp_path / "run", progress=False)
 
 
 def test_a_finished_run_has_nothing_to_do(config, unbroken):
@@ -125,16 +203,18 @@ def test_a_row_cut_off_by_a_kill_is_made_again(config, unbroken, tmp_path):
     (tmp_path / "last.keras").write_bytes((unbroken.output / "last.keras").read_bytes())
     state = restore(build_model(config), tmp_path)
     assert [row["step"] for row in state.rows] == ["3"]
-    assert state.best("val_segm_AP") is None
+    assert state.measured("val_segm_AP") == []
+    assert len(state.measured("loss")) == 1
+
+
+def poisoned(config):
+    model = build_model(config)
+    bias = model.box_head.get_layer("class_logits").bias
+    bias.assign(np.full(bias.shape, math.nan))
+    return model
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_loss_and_images(config, tmp_path, monkeypatch):
-    def poisoned(config):
-        model = build_model(config)
-        bias = model.box_head.get_layer("class_logits").bias
-        bias.assign(np.full(bias.shape, math.nan))
-        return model
-
     monkeypatch.setattr(train_module, "build_model", poisoned)
     with pytest.raises(NonFiniteLossError, match=r"step 1: .*class_loss.* not finite; .*train_\d+\.png, .*nothing was saved"):
         train(config, tmp_path / "run", progress=False)

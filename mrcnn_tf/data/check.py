@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.progress import Progress
 
-from mrcnn_tf.data.coco import CocoAnnotations, CocoObject, DataError, Record, load_coco, parse_annotations
-from mrcnn_tf.data.masks import Segmentation, polygon_coverage
+from mrcnn_tf.data.coco import CocoAnnotations, DataError, Place, Record, load_coco, parse_annotations, places_of
+from mrcnn_tf.data.object_faults import object_faults
 from mrcnn_tf.data.samples import MISSING_MASK, missing_masks, read_image, require_image
 
 SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": float("inf")}
@@ -29,30 +27,26 @@ SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": float("inf")}
 WARNINGS = ("box and mask", "box beyond image")
 """Kinds of fault that do not make a data set unusable."""
 
-MIN_BOX_MASK_IOU = 0.5
-MAX_SIDE_OFFSET = (3.0, 0.1)
-"""Pixels and share of the box's height or width: a side of the mask's box may be further off by one of them, not by both."""
-MAX_BEYOND = 1.0
-"""Pixels by which a box may reach beyond its image: annotation tools round outwards."""
-
-_CELLS = (56, 56)
-Box = tuple[float, float, float, float]
-
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing wrong.
 
     `kind` is a short name ("unknown category"), `record` what it is wrong with ("annotation 17", "image 3 (a.jpg)", "file"),
-    `message` what was expected and what came. `file_name` is the picture's, if there is one to look at, `entry` the record as it
-    is in the file.
+    `message` what was expected and what came. `file_name` is the picture's, if there is one to look at. `place` is where the
+    record is in the file; None where the file as a whole is wrong.
     """
 
     kind: str
     record: str
     message: str
     file_name: str | None = None
-    entry: Any = field(default=None, compare=False, repr=False)
+    place: Place | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether training refuses it; otherwise it is a warning."""
+        return self.kind not in WARNINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,101 +86,91 @@ def check_data(
         NotADirectoryError: `images` is no folder.
     """
     folder, path = Path(images), Path(annotations)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: no such folder of images")
+    require_folder(folder)
     faults: list[Fault] = []
     try:
-        content = load_coco(path)
-        found = parse_annotations(content, path, report=partial(_collect, faults, path))
+        found = check_content(load_coco(path), path, folder, faults, num_workers=num_workers, progress=progress)
     except DataError as error:
-        faults.append(_fault(error, "file", path))
-        return _result(faults, None)
-    names = {record.image_id: record.file_name for record in found.records}
-    faults = [_with_file_name(fault, names) for fault in faults]
-    entries = _sound_entries(content["annotations"], names, {id(fault.entry) for fault in faults})
-    for item in missing_masks(found):
-        entry = entries[item.annotation_id]
-        faults.append(Fault("missing mask", f"annotation {item.annotation_id}", MISSING_MASK, names[entry["image_id"]], entry))
-    work = partial(_check_record, folder=folder, path=path, entries=entries)
-    for more in _in_parallel(work, found.records, num_workers or os.cpu_count() or 1, progress):
-        faults += more
+        faults.append(_fault(error, path))
+        found = None
     return _result(faults, found)
 
 
-def mask_box(segmentation: Segmentation, image_size: tuple[int, int]) -> Box | None:
-    """The box that a mask fills, within its image.
+def check_content(
+    content: Mapping[str, Any],
+    path: Path,
+    folder: Path,
+    faults: list[Fault],
+    *,
+    categories: Iterable[Mapping[str, Any]] | None = None,
+    num_workers: int | None = None,
+    progress: bool = False,
+) -> CocoAnnotations:
+    """As `check_data`, of a file that is already loaded.
 
     Args:
-        segmentation: polygons or a compressed RLE.
-        image_size: (height, width), pixels.
+        content: of the file (`load_coco`).
+        path: of the file, for messages.
+        folder: of the images.
+        faults: gets every fault, those found before an error is raised too.
+        categories: `{"id", "name"}` that annotations may name; None: those of the file.
+        num_workers: as of `check_data`.
+        progress: as of `check_data`.
 
     Returns:
-        (y1, x1, y2, x2) in pixels, the polygons' own corners (not rounded to pixels), or None for an empty mask.
+        The records that were read.
+
+    Raises:
+        DataError: images, annotations or categories is no list, or no category is left.
     """
-    if isinstance(segmentation, Mapping):
-        if not coco_mask.area(segmentation):
-            return None
-        x, y, width, height = coco_mask.toBbox(segmentation).tolist()
-        return y, x, y + height, x + width
-    points = np.concatenate([np.asarray(polygon).reshape(-1, 2) for polygon in segmentation])[:, ::-1]
-    top, left, bottom, right = np.clip([*points.min(axis=0), *points.max(axis=0)], 0, [*image_size, *image_size]).tolist()
-    box = (top, left, bottom, right)
-    if bottom <= top or right <= left or not polygon_coverage(segmentation, box, _CELLS).any():
-        return None
-    return box
+    told: list[Fault] = []
+    try:
+        found = parse_annotations(content, path, categories, report=partial(_collect, told, path))
+    except DataError:
+        faults += told
+        raise
+    names = {record.image_id: record.file_name for record in found.records}
+    told = [_with_file_name(fault, names) for fault in told]
+    faulty = {fault.place for fault in told}
+    images = {place.entry["id"]: place for place in places_of(content, "images", path) if place not in faulty}
+    # Those of a faulty image were not looked at, and may lack anything.
+    sound = (place for place in places_of(content, "annotations", path) if place not in faulty)
+    objects = {place.entry["id"]: place for place in sound if place.entry["image_id"] in names}
+    for item in missing_masks(found):
+        place = objects[item.annotation_id]
+        told.append(Fault("missing mask", place.label, MISSING_MASK, names[place.entry["image_id"]], place))
+    work = partial(_check_record, folder=folder, path=path, images=images, objects=objects)
+    for more in _in_parallel(work, found.records, num_workers or os.cpu_count() or 1, progress):
+        told += more
+    faults += told
+    return found
 
 
-def _check_record(record: Record, folder: Path, path: Path, entries: Mapping[int, Any]) -> list[Fault]:
-    """What is wrong with the picture and the objects of an image."""
-    label = f"image {record.image_id}"
+def require_folder(folder: Path) -> None:
+    """See that a folder of images is one.
+
+    Raises:
+        NotADirectoryError: it is not.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: no such folder of images")
+
+
+def _check_record(
+    record: Record, folder: Path, path: Path, images: Mapping[int, Place], objects: Mapping[int, Place]
+) -> list[Fault]:
+    """What is wrong with the picture and the objects of an image; the records' places by their ids."""
     faults = []
     try:
         require_image(folder, record, path)
         read_image(folder, record, path)
     except DataError as error:
-        faults.append(_fault(error, label, path, record.file_name))
+        faults.append(_fault(error, path, images[record.image_id], record.file_name))
     for item in record.objects:
-        entry = entries[item.annotation_id]
-        label = f"annotation {item.annotation_id}"
-        faults += [Fault(kind, label, message, record.file_name, entry) for kind, message in _object_faults(item, record, entry)]
+        place = objects[item.annotation_id]
+        found = object_faults(item, record, place.entry)
+        faults += [Fault(kind, place.label, message, record.file_name, place) for kind, message in found]
     return faults
-
-
-def _object_faults(item: CocoObject, record: Record, entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Kind and message of what is wrong with an object that was read."""
-    image_size = (record.height, record.width)
-    size = f"{record.height} x {record.width} pixels (height x width)"
-    x, y, width, height = entry["bbox"]
-    flat = item.box[2] <= item.box[0] or item.box[3] <= item.box[1]
-    if flat:
-        yield "empty box", f"bbox {entry['bbox']} has no width or no height; training leaves it out"
-    elif max(-x, -y, x + width - record.width, y + height - record.height) > MAX_BEYOND:
-        yield "box beyond image", f"bbox {entry['bbox']} reaches beyond its image of {size}; it is cut there"
-    if item.segmentation is None:
-        return
-    box = mask_box(item.segmentation, image_size)
-    if box is None:
-        yield "empty mask", f"the segmentation covers nothing of its image of {size}"
-    elif not flat and _disagree(item.box, box):
-        yield "box and mask", f"the box is {_corners(item.box)}, the mask fills {_corners(box)} (IoU {_iou(item.box, box):.2f})"
-
-
-def _disagree(box: Box, other: Box) -> bool:
-    pixels, share = MAX_SIDE_OFFSET
-    sides = (box[2] - box[0], box[3] - box[1]) * 2
-    far = any(abs(a - b) >= pixels and abs(a - b) > share * side for a, b, side in zip(box, other, sides, strict=True))
-    return far or _iou(box, other) < MIN_BOX_MASK_IOU
-
-
-def _iou(box: Box, other: Box) -> float:
-    height, width = (max(0.0, min(box[i + 2], other[i + 2]) - max(box[i], other[i])) for i in (0, 1))
-    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, other)]
-    return height * width / (sum(areas) - height * width)
-
-
-def _corners(box: Sequence[float]) -> str:
-    y1, x1, y2, x2 = (f"{side:g}" for side in np.round(box, 1))
-    return f"x {x1} to {x2}, y {y1} to {y2}"
 
 
 def _in_parallel(work: Any, records: Sequence[Record], num_workers: int, progress: bool) -> Iterator[list[Fault]]:
@@ -197,29 +181,26 @@ def _in_parallel(work: Any, records: Sequence[Record], num_workers: int, progres
         yield from bar.track(pool.map(work, records), total=len(records), description="reading images")
 
 
-def _collect(faults: list[Fault], path: Path, error: DataError, label: str, entry: Any) -> None:
-    faults.append(_fault(error, label, path, entry=entry))
+def _collect(faults: list[Fault], path: Path, error: DataError, place: Place) -> None:
+    faults.append(_fault(error, path, place))
 
 
-def _fault(error: DataError, label: str, path: Path, file_name: str | None = None, entry: Any = None) -> Fault:
+def _fault(error: DataError, path: Path, place: Place | None = None, file_name: str | None = None) -> Fault:
+    label = "file" if place is None else place.label
     message = str(error).removeprefix(f"{path}: ").removeprefix(f"{label}: ")
     record = f"{label} ({file_name})" if file_name is not None else label
-    return Fault(error.kind, record, message, file_name, entry)
+    return Fault(error.kind, record, message, file_name, place)
 
 
 def _with_file_name(fault: Fault, names: Mapping[int, str]) -> Fault:
     """The fault with the picture that it is about, if that is known."""
-    entry = fault.entry if isinstance(fault.entry, dict) else {}
+    assert fault.place is not None
+    entry = fault.place.entry if isinstance(fault.place.entry, dict) else {}
     if isinstance(entry.get("image_id"), int):
         return replace(fault, file_name=names.get(entry["image_id"]))
-    if fault.record.startswith("image") and isinstance(entry.get("file_name"), str):
+    if fault.place.section == "images" and isinstance(entry.get("file_name"), str):
         return replace(fault, file_name=entry["file_name"], record=f"{fault.record} ({entry['file_name']})")
     return fault
-
-
-def _sound_entries(entries: Iterable[Any], image_ids: Container[int], faulty: set[int]) -> dict[int, Any]:
-    """The annotations that were read, as they are in the file, by id; `faulty` has the `id()` of those that were not."""
-    return {entry["id"]: entry for entry in entries if id(entry) not in faulty and entry["image_id"] in image_ids}
 
 
 def _result(faults: Iterable[Fault], found: CocoAnnotations | None) -> DataCheck:
@@ -231,8 +212,8 @@ def _result(faults: Iterable[Fault], found: CocoAnnotations | None) -> DataCheck
     for item in items:
         counts[names[item.class_id - 1]][next(size for size, limit in SIZES.items() if item.area < limit)] += 1
     return DataCheck(
-        errors=tuple(fault for fault in faults if fault.kind not in WARNINGS),
-        warnings=tuple(fault for fault in faults if fault.kind in WARNINGS),
+        errors=tuple(fault for fault in faults if fault.is_error),
+        warnings=tuple(fault for fault in faults if not fault.is_error),
         counts=counts,
         num_images=len(records),
         num_objects=len(items),

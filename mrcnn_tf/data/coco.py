@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -27,8 +28,34 @@ from mrcnn_tf.data.coco_records import (
     type_name,
 )
 
-Report: TypeAlias = Callable[[DataError, str, Any], None]
-"""Is told of a fault, how its record is called ("annotation 17") and the record as it is in the file."""
+Section: TypeAlias = Literal["images", "annotations", "categories"]
+"""A list of records in a COCO file."""
+_SINGULAR: dict[Section, str] = {"images": "image", "annotations": "annotation", "categories": "category"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record is in its file.
+
+    Attributes:
+        section: the list that it is in.
+        position: in that list, from 0.
+        entry: the record as it is in the file.
+    """
+
+    section: Section
+    position: int
+    entry: Any = field(compare=False, repr=False)
+
+    @property
+    def label(self) -> str:
+        """How messages call the record: by its id ("annotation 17"), or by its position where it has none."""
+        has_id = isinstance(self.entry, dict) and "id" in self.entry
+        return f"{_SINGULAR[self.section]} {self.entry['id'] if has_id else f'at position {self.position}'}"
+
+
+Report: TypeAlias = Callable[[DataError, Place], None]
+"""Is told of a fault and of the record that has it."""
 
 
 def read_categories(path: str | Path) -> tuple[dict[str, Any], ...]:
@@ -43,7 +70,27 @@ def read_categories(path: str | Path) -> tuple[dict[str, Any], ...]:
     Raises:
         DataError: the file is missing or broken, or its categories are.
     """
-    return _categories(load_coco(path), str(path), _stop)
+    return parse_categories(load_coco(path), path)
+
+
+def parse_categories(content: Mapping[str, Any], path: str | Path, report: Report | None = None) -> tuple[dict[str, Any], ...]:
+    """The categories of a COCO file that is already loaded, as `read_categories` gives them; arguments of `parse_annotations`.
+
+    Raises:
+        DataError: with `report`, only where categories is no list or none is left. Without, as `read_categories`.
+    """
+    report = report or _stop
+    found: dict[int, dict[str, Any]] = {}
+    seen: set[int] = set()
+    for place in places_of(content, "categories", path):
+        where = f"{path}: {place.label}"
+        parts = (partial(field_of, place.entry, "id", int, where), partial(field_of, place.entry, "name", str, where))
+        values = all_parts(parts, partial(_tell, report, place))
+        if values is not None and _is_new(values[0], seen, path, place, report):
+            found[values[0]] = {"id": values[0], "name": values[1]}
+    if not found:
+        raise DataError(f"{path}: categories is empty", "broken file")
+    return tuple(found[category_id] for category_id in sorted(found))
 
 
 def read_annotations(path: str | Path, categories: Iterable[Mapping[str, Any]] | None = None) -> CocoAnnotations:
@@ -86,18 +133,30 @@ def parse_annotations(
             as `read_annotations`.
     """
     path, report = Path(path), report or _stop
-    chosen = _categories(content, str(path), report) if categories is None else tuple(dict(c) for c in categories)
+    chosen = parse_categories(content, path, report) if categories is None else tuple(dict(c) for c in categories)
     classes = {category["id"]: index for index, category in enumerate(chosen, 1)}
-    images = _images(content, str(path), report)
+    images = _images(content, path, report)
     objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
     seen: set[int] = set()
-    for position, entry in enumerate(field_of(content, "annotations", list, str(path))):
-        label = f"annotation {_name(entry, position)}"
-        found = object_of(entry, classes, images, f"{path}: {label}", partial(_tell, report, label, entry))
-        if found is not None and _is_new(found[1].annotation_id, seen, path, label, entry, report):
+    for place in places_of(content, "annotations", path):
+        found = object_of(place.entry, classes, images, f"{path}: {place.label}", partial(_tell, report, place))
+        if found is not None and _is_new(found[1].annotation_id, seen, path, place, report):
             objects[found[0]].append(found[1])
     records = (Record(i, r.file_name, r.height, r.width, tuple(objects[i])) for i, r in images.items() if r is not None)
     return CocoAnnotations(path, chosen, tuple(records))
+
+
+def places_of(content: Mapping[str, Any], section: Section, path: str | Path) -> Iterator[Place]:
+    """The records of a list of a COCO file, unchecked, with their positions.
+
+    Raises:
+        DataError: it is missing or no list.
+    """
+    try:
+        entries = field_of(content, section, list, str(path))
+    except DataError as error:
+        raise DataError(str(error), "broken file") from error
+    return (Place(section, position, entry) for position, entry in enumerate(entries))
 
 
 def write_coco(path: str | Path, records: Iterable[Record], categories: Sequence[Mapping[str, Any]]) -> Path:
@@ -145,33 +204,17 @@ def load_coco(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _categories(content: Mapping[str, Any], path: str, report: Report) -> tuple[dict[str, Any], ...]:
-    found: dict[int, dict[str, Any]] = {}
-    seen: set[int] = set()
-    for position, entry in enumerate(field_of(content, "categories", list, path)):
-        label = f"category {_name(entry, position)}"
-        where = f"{path}: {label}"
-        parts = (partial(field_of, entry, "id", int, where), partial(field_of, entry, "name", str, where))
-        values = all_parts(parts, partial(_tell, report, label, entry))
-        if values is not None and _is_new(values[0], seen, path, label, entry, report):
-            found[values[0]] = {"id": values[0], "name": values[1]}
-    if not found:
-        raise DataError(f"{path}: categories is empty")
-    return tuple(found[category_id] for category_id in sorted(found))
-
-
-def _images(content: Mapping[str, Any], path: str, report: Report) -> dict[int, Record | None]:
+def _images(content: Mapping[str, Any], path: Path, report: Report) -> dict[int, Record | None]:
     """By id; None where the image is faulty, so that its annotations are not taken for those of an unknown image."""
     found: dict[int, Record | None] = {}
     seen: set[int] = set()
-    for position, entry in enumerate(field_of(content, "images", list, path)):
-        label = f"image {_name(entry, position)}"
-        image = image_record(entry, f"{path}: {label}", partial(_tell, report, label, entry))
+    for place in places_of(content, "images", path):
+        image = image_record(place.entry, f"{path}: {place.label}", partial(_tell, report, place))
         if image is None:
-            image_id = entry.get("id") if isinstance(entry, dict) else None
+            image_id = place.entry.get("id") if isinstance(place.entry, dict) else None
             if isinstance(image_id, int):
                 found.setdefault(image_id, None)
-        elif _is_new(image.image_id, seen, path, label, entry, report):
+        elif _is_new(image.image_id, seen, path, place, report):
             found[image.image_id] = image
     return found
 
@@ -193,26 +236,19 @@ def _annotation(item: CocoObject, image_id: int, categories: Sequence[Mapping[st
     return entry
 
 
-def _name(entry: Any, position: int) -> str:
-    """How a message calls a record: by its id, or by its place in the list where it has none."""
-    return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"at position {position}"
-
-
-def _is_new(record_id: int, seen: set[int], path: str | Path, label: str, entry: Any, report: Report) -> bool:
+def _is_new(record_id: int, seen: set[int], path: str | Path, place: Place, report: Report) -> bool:
     """Whether no earlier record of this list has the id; otherwise that is reported."""
     if record_id in seen:
-        kind = label.split()[0]
-        report(
-            DataError(f"{path}: {label}: {kind} ids must be unique, got {record_id} more than once", "duplicate id"), label, entry
-        )
+        message = f"{_SINGULAR[place.section]} ids must be unique, got {record_id} more than once"
+        report(DataError(f"{path}: {place.label}: {message}", "duplicate id"), place)
         return False
     seen.add(record_id)
     return True
 
 
-def _tell(report: Report, label: str, entry: Any, error: DataError) -> None:
-    report(error, label, entry)
+def _tell(report: Report, place: Place, error: DataError) -> None:
+    report(error, place)
 
 
-def _stop(error: DataError, label: str, entry: Any) -> NoReturn:
+def _stop(error: DataError, place: Place) -> NoReturn:
     raise error

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from mrcnn_tf.config import MASK_SIZE, Category, Config
-from mrcnn_tf.data.coco import DataError, Record, read_annotations
+from mrcnn_tf.data.coco import DataError, Record, load_coco, parse_annotations
 from mrcnn_tf.data.samples import SampleReader, has_masks, select_records
 from mrcnn_tf.data.transforms import Sample, flip_sample, pad_sample, resize_sample, training_size
 
@@ -83,18 +83,23 @@ def coco_batches(
     batch_size: int | None = None,
     categories: Iterable[Category | Mapping[str, Any]] | None = None,
     seed: int | None = None,
+    content: Mapping[str, Any] | None = None,
 ) -> CocoBatches:
-    """The batches of a COCO data set by their numbers; arguments and errors as of `coco_dataset`."""
+    """The batches of a COCO data set by their numbers.
+
+    Arguments and errors are those of `coco_dataset`; `content` is that of the annotation file, where it is loaded already
+    (`mrcnn_tf.data.skipping.without` leaves records out of it).
+    """
     chosen = [_as_dict(category) for category in (categories or config.model.categories)] or None
-    content = read_annotations(annotations, chosen)
-    masks = config.model.mask_head.enabled and has_masks(content)
-    records, report = select_records(content, max_ground_truth=config.data.max_ground_truth, keep_empty=config.data.keep_empty)
+    found = parse_annotations(load_coco(annotations) if content is None else content, annotations, chosen)
+    masks = config.model.mask_head.enabled and has_masks(found)
+    records, report = select_records(found, max_ground_truth=config.data.max_ground_truth, keep_empty=config.data.keep_empty)
     report.log()
     size = batch_size or config.train.batch_size
     if len(records) < size:
-        raise DataError(f"{annotations}: a batch needs {size} images, there are {len(records)} to train on")
+        raise DataError(f"{annotations}: a batch needs {size} images, there are {len(records)} to train on", "too few images")
     num_rows = max(1, *(len(record.objects) for record in records))
-    reader = SampleReader(Path(images), content.path, records, num_rows=num_rows, masks=masks, cache_bytes=CACHE_BYTES)
+    reader = SampleReader(Path(images), found.path, records, num_rows=num_rows, masks=masks, cache_bytes=CACHE_BYTES)
     load = _loader(reader, records, config, training=training, num_rows=num_rows, masks=masks)
     draw = _drawer(len(records), config, training=training, seed=config.train.seed if seed is None else seed)
     return CocoBatches(records, size, config.data.num_workers, draw, load)
@@ -152,16 +157,6 @@ class CocoBatches:
     def _batches(self, plan: tf.data.Dataset) -> tf.data.Dataset:
         samples = plan.map(self._load, num_parallel_calls=self._num_workers, deterministic=True)
         return samples.batch(self.batch_size, drop_remainder=True).prefetch(_PREFETCHED_BATCHES).with_options(_options())
-
-
-def training_batches(config: Config) -> CocoBatches:
-    """`coco_batches` of `data.train`.
-
-    Raises:
-        ConfigError: the configuration does not name it.
-        DataError: as `coco_dataset`.
-    """
-    return coco_batches(config.data.path("train", "images"), config.data.path("train", "annotations"), config)
 
 
 def training_dataset(config: Config, *, batch_size: int | None = None, seed: int | None = None) -> tf.data.Dataset:

@@ -41,11 +41,11 @@ class DataReport:
         """Write the report to the logger `mrcnn_tf.data`."""
         _LOG.info("%s: %d images with %d objects", self.path, self.num_images, self.num_objects)
         if self.empty_images:
-            _LOG.warning("%s: left out %d images without objects: %s", self.path, len(self.empty_images), _few(self.empty_images))
+            _LOG.warning("%s: left out %d images without objects: %s", self.path, len(self.empty_images), few(self.empty_images))
         for why, counts in (("objects whose box is empty", self.flat_objects), ("smallest objects", self.cut_images)):
             if counts:
                 total, names = sum(counts.values()), [f"{name} ({count})" for name, count in counts.items()]
-                _LOG.warning("%s: left out the %d %s of %d images: %s", self.path, total, why, len(names), _few(names))
+                _LOG.warning("%s: left out the %d %s of %d images: %s", self.path, total, why, len(names), few(names))
 
 
 def select_records(
@@ -228,6 +228,7 @@ def _largest(items: tuple[CocoObject, ...], count: int) -> tuple[CocoObject, ...
     return tuple(items[index] for index in sorted(chosen))
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
     rest = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -61,6 +61,16 @@ def build_backbone(
     raise ValueError(f"unknown backbone {name!r}; known: {known}")
 
 
+def stage_of(backbone: keras.Model, layer: keras.layers.Layer) -> int:
+    """The stage that a layer of a trunk belongs to, counted as `frozen_stages` counts: 1 the stem, 2 C2, ... 5 C5."""
+    kind, _, rest = layer.name.partition("_")
+    if kind.startswith("res"):
+        return int(kind.removeprefix("res"))
+    if kind.startswith("block") and rest:
+        return efficientnet_lite.lite_blocks(backbone.name)[int(kind.removeprefix("block"))].stage
+    return int(kind.removeprefix("stage")) if kind.startswith("stage") else 1
+
+
 def output_channels(backbone: keras.Model) -> dict[str, int]:
     """Channels of c2..c5."""
     return {level: tensor.shape[-1] for level, tensor in backbone.output.items()}

@@ -21,6 +21,7 @@ from mrcnn_tf.modeling.box_head import BoxLosses, DetectBoxes, RoiSampler, build
 from mrcnn_tf.modeling.fpn import build_fpn
 from mrcnn_tf.modeling.layers import Normalize
 from mrcnn_tf.modeling.mask_head import MaskLoss, MaskPredictor, MaskProbabilities, MaskTargets, build_mask_head
+from mrcnn_tf.modeling.observations import OBSERVED, PositivesPerImage, ProposalRecall
 from mrcnn_tf.modeling.rois import FlattenRows, GatherRows, RoiAlign, RoiPool, RoiResize, ScatterRows
 from mrcnn_tf.modeling.rpn import Anchors, Proposals, RpnLosses, build_rpn_head
 from mrcnn_tf.modeling.trainer import RcnnTrainer
@@ -82,6 +83,7 @@ class MaskRCNN(RcnnTrainer):
         self.cell_anchors = stages.anchors.cells
         self.training_graph = stages.training_graph()
         self.loss_weights = stages.loss_weights()
+        self.observed = OBSERVED
         if pretrained:
             from mrcnn_tf.weights import load_weights
 
@@ -294,7 +296,7 @@ class _Stages:
         return self.mask_predictor(self.mask_head(self.mask_pool(features, rois, rows)), classes)
 
     def training_graph(self) -> keras.Model:
-        """Batch and seeds to loss terms, each [2] = (sum, normaliser)."""
+        """Batch and seeds to loss terms and what else is observed, each [2] = (sum, normaliser)."""
         rpn, box = self.config.rpn, self.config.box_head
         inputs = _training_inputs(with_masks=self.mask_head is not None)
         gt_boxes = self.inside(inputs["gt_boxes"])
@@ -313,7 +315,9 @@ class _Stages:
             name="rpn_losses",
         )
         terms = {}
-        terms["rpn_class_loss"], terms["rpn_box_loss"] = rpn_losses(objectness, deltas, anchors, *ground_truth, inputs["seeds"])
+        terms["rpn_class_loss"], terms["rpn_box_loss"], terms["rpn_positives"] = rpn_losses(
+            objectness, deltas, anchors, *ground_truth, inputs["seeds"]
+        )
         propose = self._proposals(rpn.pre_nms_top_k_train, rpn.post_nms_top_k_train, "train_proposals")
         proposals, is_valid = propose(objectness, deltas, anchors, self._windows(inputs, rpn.clip_to))
         sampler = RoiSampler(
@@ -324,6 +328,8 @@ class _Stages:
             name="roi_sampler",
         )
         sampled = sampler(proposals, is_valid, *ground_truth, inputs["seeds"])
+        terms["proposal_recall"] = ProposalRecall(name="proposal_recall")(proposals, is_valid, *ground_truth)
+        terms["roi_positives"] = PositivesPerImage(name="roi_positives")(sampled["class_targets"])
         features = features[: self.num_roi_levels]
         terms["class_loss"], terms["box_loss"] = self._box_terms(features, sampled, gt_boxes)
         if self.mask_head is not None:

@@ -185,9 +185,9 @@ class Proposals(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
 class RpnLosses(keras.layers.Layer):
-    """Samples anchors and returns the RPN's two loss terms (`mrcnn_tf.ops.losses.term`).
+    """Samples anchors and returns the RPN's two loss terms (`mrcnn_tf.ops.losses.term`), and a third: positives per image.
 
-    Both are normalised by the number of samples asked for, times the images (detectron2), or with `divide_by_drawn` by the
+    Both losses are normalised by the number of samples asked for, times the images (detectron2), or with `divide_by_drawn` by the
     samples that there were (torchvision). Call with objectness, deltas and
     anchors as `Proposals`, gt_boxes [B, G, 4], gt_classes [B, G], gt_crowd [B, G] and seeds [B, 2] int32.
     """
@@ -226,21 +226,22 @@ class RpnLosses(keras.layers.Layer):
         gt_classes: tf.Tensor,
         gt_crowd: tf.Tensor,
         seeds: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Class term and box term."""
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Class term, box term, and the number of sampled positives over that of images."""
         logits = tf.concat([flatten(o, 1)[..., 0] for o in objectness], axis=1)
         predicted = tf.concat([flatten(d, 4) for d in deltas], axis=1)
         all_anchors = tf.concat(anchors, axis=0)
         indices, is_foreground, is_valid, matched = self._sample(all_anchors, gt_boxes, gt_classes, gt_crowd, seeds)
-        num_wanted = tf.shape(logits)[0] * self.num_samples
-        normaliser = tf.reduce_sum(tf.cast(is_valid, tf.float32)) if self.divide_by_drawn else tf.cast(num_wanted, tf.float32)
+        num_images = tf.cast(tf.shape(logits)[0], tf.float32)
+        normaliser = tf.reduce_sum(tf.cast(is_valid, tf.float32)) if self.divide_by_drawn else num_images * self.num_samples
         class_losses = losses.sigmoid_cross_entropy(tf.gather(logits, indices, batch_dims=1), tf.cast(is_foreground, tf.float32))
         class_total = tf.reduce_sum(tf.where(is_valid, class_losses, 0.0))
         targets = box_ops.encode(tf.gather(gt_boxes, matched, batch_dims=1), tf.gather(all_anchors, indices), self.box_weights)
         residual = tf.gather(predicted, indices, batch_dims=1) - targets
         residual = tf.where(is_foreground[..., None], residual, 0.0)
         box_total = tf.reduce_sum(losses.box_regression(residual, self.box_loss, self.smooth_l1_beta))
-        return losses.term(class_total, normaliser), losses.term(box_total, normaliser)
+        positives = losses.term(tf.reduce_sum(tf.cast(is_foreground, tf.float32)), num_images)
+        return losses.term(class_total, normaliser), losses.term(box_total, normaliser), positives
 
     def _sample(
         self, anchors: tf.Tensor, gt_boxes: tf.Tensor, gt_classes: tf.Tensor, gt_crowd: tf.Tensor, seeds: tf.Tensor

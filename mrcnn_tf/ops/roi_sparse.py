@@ -42,9 +42,15 @@ def align_by_matrix(
     shapes = [tf.shape(feature) for feature in features]
     matrix = sampling_matrix(shapes, frames, batch_indices, level_indices, counts, output_size=output_size)
     channels = features[0].shape[-1]
-    table = tf.concat([tf.reshape(feature, [-1, channels]) for feature in features], axis=0)
-    pooled = tf.reshape(_pool(matrix, table), [-1, output_size, output_size, channels])
-    return tf.ensure_shape(pooled, [batch_indices.shape[0], output_size, output_size, channels])
+
+    # The rois are not trained: autodiff would compute the gradient of each weight, too.
+    @tf.custom_gradient
+    def pool(*features: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
+        table = tf.concat([tf.reshape(feature, [-1, channels]) for feature in features], axis=0)
+        pooled = tf.reshape(_multiply(matrix, table), [-1, output_size, output_size, channels])
+        return pooled, lambda upstream: spread_to_features(matrix, upstream, shapes)
+
+    return tf.ensure_shape(pool(*features), [batch_indices.shape[0], output_size, output_size, channels])
 
 
 def sampling_matrix(
@@ -98,7 +104,9 @@ def spread_to_features(matrix: SamplingMatrix, upstream: tf.Tensor, shapes: Sequ
     """The gradient of the features: the transposed `sampling_matrix` times the bins' gradient [N, P, P, C]."""
     table = _multiply(matrix, tf.reshape(upstream, [-1, upstream.shape[-1]]), transposed=True)
     levels = tf.split(table, tf.stack([tf.reduce_prod(shape[:3]) for shape in shapes]), num=len(shapes))
-    return [tf.reshape(level, shape) for level, shape in zip(levels, shapes, strict=True)]
+    # The parts share the table's memory. TensorFlow's `AddN`, by which the tape adds the gradients of all users of a map, begins
+    # with the first one that nobody else holds at that moment; with copies that is always the same one.
+    return [tf.reshape(tf.raw_ops.DeepCopy(x=level), shape) for level, shape in zip(levels, shapes, strict=True)]
 
 
 def _samples(counts: tf.Tensor, output_size: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -115,20 +123,13 @@ def _samples(counts: tf.Tensor, output_size: int) -> tuple[tf.Tensor, tf.Tensor,
     return roi, cell, y, x
 
 
-def _pool(matrix: SamplingMatrix, table: tf.Tensor) -> tf.Tensor:
-    # The rois are not trained: autodiff would compute the gradient of each weight, too.
-    @tf.custom_gradient
-    def pool(table: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        return _multiply(matrix, table), lambda upstream: _multiply(matrix, upstream, transposed=True)
-
-    return pool(table)
-
-
 def _multiply(matrix: SamplingMatrix, dense: tf.Tensor, *, transposed: bool = False) -> tf.Tensor:
     num_rows = matrix.num_pixels if transposed else matrix.num_bins
 
     def product() -> tf.Tensor:
-        return tf.raw_ops.SparseMatrixMatMul(a=matrix.csr, b=dense, transpose_a=transposed)
+        # The CPU kernel's own transpose_a lets each thread add up what it happens to get, so its sums differ from run to run.
+        factor = tf.raw_ops.SparseMatrixTranspose(input=matrix.csr, type=tf.float32) if transposed else matrix.csr
+        return tf.raw_ops.SparseMatrixMatMul(a=factor, b=dense)
 
     # The CPU kernel divides by the number of bins.
     return tf.cond(matrix.num_bins > 0, product, lambda: tf.zeros([num_rows, dense.shape[-1]]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrcnn_tf.data.check import WARNINGS, check_data, mask_box
+from mrcnn_tf.data.check import WARNINGS, check_data
 from mrcnn_tf.data.coco import DataError, read_annotations
 from mrcnn_tf.data.samples import has_masks
 from mrcnn_tf.data.shapes import write_shapes
@@ -226,8 +226,3 @@ def test_training_refuses_what_is_an_error_of_the_records(folder, content):
     except DataError as error:
         refused = error.kind
     assert refused == (found.errors[0].kind if found.errors else None)
-
-
-def test_the_box_of_a_mask():
-    assert mask_box([np.array(SQUARE), np.array([50.0, 70, 120, 70, 120, 75])], (80, 100)) == (20, 10, 75, 100)
-    assert mask_box([np.array([10.0, 10, 20, 10, 30, 10])], (80, 100)) is None

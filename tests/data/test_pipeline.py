@@ -1,7 +1,9 @@
+import gc
 import json
 import logging
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -9,9 +11,9 @@ import tensorflow as tf
 from PIL import Image
 
 from mrcnn_tf.config import Config, ConfigError, DataConfig, MaskHeadConfig, ModelConfig, PreprocessingConfig, TrainConfig
-from mrcnn_tf.data import DataError, coco_dataset, read_annotations, training_dataset, validation_dataset
+from mrcnn_tf.data import DataError, coco_dataset, pipeline, read_annotations, samples, training_dataset, validation_dataset
 from mrcnn_tf.data.pipeline import coco_batches, draw_epoch
-from mrcnn_tf.data.samples import ByteCache, select_records
+from mrcnn_tf.data.samples import ByteCache, read_image, select_records
 from mrcnn_tf.data.shapes import write_shapes
 
 CATEGORIES = [{"id": 4, "name": "left"}, {"id": 9, "name": "right"}]
@@ -257,6 +259,26 @@ def test_the_cache_is_bounded_and_computes_once():
         for key in "abc":
             cache.get(key, lambda key=key: compute(key))
     assert computed == ["a", "b", "c", "c"]
+
+
+@pytest.mark.parametrize("num_kept", [0, 3])
+def test_no_more_pictures_are_held_than_the_cache_may(tiny_config, shapes_dir, monkeypatch, num_kept):
+    """After three epochs of 12 pictures all others are gone, but for the few that are under way."""
+    alive = []
+
+    def read(*arguments):
+        image = read_image(*arguments)
+        alive.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(samples, "read_image", read)
+    monkeypatch.setattr(pipeline, "CACHE_BYTES", num_kept * 128 * 128 * 3)
+    dataset = coco_dataset(shapes_dir / "images", shapes_dir / "instances_train.json", tiny_config)
+    for _ in range(3):
+        assert len(list(dataset)) == 6
+    assert len(alive) == 36 - 2 * num_kept
+    gc.collect()
+    assert num_kept <= sum(reference() is not None for reference in alive) <= num_kept + 2
 
 
 MIRRORED = """

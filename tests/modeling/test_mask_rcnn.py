@@ -145,7 +145,7 @@ def test_faster_rcnn_has_no_masks(tiny_config):
     batch = make_batch()
     del batch["gt_masks"]
     terms = model.training_graph({**batch, "seeds": np.zeros((2, 2), np.int32)})
-    assert set(terms) == {"rpn_class_loss", "rpn_box_loss", "class_loss", "box_loss"}
+    assert set(terms) == {"rpn_class_loss", "rpn_box_loss", "class_loss", "box_loss", *model.observed}
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def test_losses_equal_the_reference(box_weights):
     def losses():
         return layer(objectness, deltas, make_anchors(), *ground_truth(), SEEDS)
 
-    np.testing.assert_allclose(losses(), [[class_total, 48], [box_total, 48]], rtol=1e-4)
+    np.testing.assert_allclose(losses(), [[class_total, 48], [box_total, 48], [positives.sum(), 2]], rtol=1e-4)
     np.testing.assert_allclose(in_xla(losses), losses(), rtol=1e-4)
 
 
@@ -304,7 +304,7 @@ def test_without_ground_truth_the_losses_are_finite_and_boxes_get_no_gradient():
     boxes, classes, crowd = (tf.zeros_like(value) for value in ground_truth())
     with tf.GradientTape() as tape:
         tape.watch([*objectness, *deltas])
-        class_term, box_term = RpnLosses(**OPTIONS)(objectness, deltas, make_anchors(), boxes, classes, crowd, SEEDS)
+        class_term, box_term, _ = RpnLosses(**OPTIONS)(objectness, deltas, make_anchors(), boxes, classes, crowd, SEEDS)
         total = class_term[0] + box_term[0]
     assert class_term[0] > 0
     np.testing.assert_array_equal(box_term, [0, 48])

@@ -176,6 +176,16 @@ def test_quantized_resizing_is_pillows(image):
     assert different <= 2e-3 * total
 
 
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [(30, 41), (97, 61), (64, 20), (19, 131), (1, 1)])
+def test_quantized_resizing_gives_the_numbers_of_tensorflows_own(antialias, size):
+    image = tf.constant(np.random.default_rng(0).integers(0, 256, (64, 61, 3)).astype(np.float32))
+    how = {"method": "bilinear", "antialias": antialias}
+    across = tf.floor(tf.image.resize(image, (64, size[1]), **how) + 0.5)
+    expected = tf.floor(tf.image.resize(across, size, **how) + 0.5)
+    np.testing.assert_array_equal(resize_image(image, size, antialias=antialias, quantize=True), expected)
+
+
 def test_quantized_resizing_rounds_half_up_and_twice():
     pair = tf.constant([[[0] * 3, [2] * 3, [2] * 3, [1] * 3]], tf.uint8)
     assert resize_image(pair, (1, 2), antialias=False, quantize=True).numpy()[0, :, 0].tolist() == [1, 2]
