@@ -218,6 +218,22 @@ class EarlyStopping(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+class Checks(keras.callbacks.Callback):
+    """Calls a function before and after each execution, which may raise to end the run."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        super().__init__()
+        self.check = check
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Check."""
+        self.check()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Check."""
+        self.check()
+
+
 class NonFiniteLossError(ValueError):
     """A loss has become NaN or infinite; the message says which, at which step, and on which images."""
 

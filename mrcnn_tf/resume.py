@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
 from mrcnn_tf.config import Config, ConfigError, load_config
+from mrcnn_tf.detections import Detections, Detector
 from mrcnn_tf.modeling.loss_scale import steps_made
 
 CHECKPOINT, METRICS, CONFIG = "last.keras", "metrics.csv", "config.yaml"
@@ -89,22 +92,45 @@ def check_same(config: Config, output: Path) -> None:
         )
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Make SIGTERM raise `Interrupted` inside, once. Signals reach the main thread only; elsewhere this does nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class Termination:
+    """Heeds SIGTERM where it is safe to.
 
-    def interrupt(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Interrupted
+    The signal can come while TensorFlow is calling back into Python, and an exception from there would be lost or break it. So it
+    is noted only, and `check` raises.
+    """
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self._is_asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM for as long as this lasts. Signals reach the main thread only; elsewhere this does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def check(self) -> None:
+        """Go on, or raise `Interrupted` if SIGTERM has come; once, so that there is time to save."""
+        if self._is_asked:
+            self._is_asked = False
+            raise Interrupted
+
+    def before(self, detector: Detector) -> Detector:
+        """A detector that checks before each picture."""
+
+        def detect(image: NDArray[np.uint8]) -> Detections:
+            self.check()
+            return detector(image)
+
+        return detect
+
+    def _note(self, *_: Any) -> None:
+        self._is_asked = True
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from mrcnn_tf.callbacks import (
     Checkpoints,
+    Checks,
     CocoEvaluation,
     EarlyStopping,
     FiniteLosses,
@@ -30,7 +31,7 @@ from mrcnn_tf.modeling.freezing import freeze
 from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
 from mrcnn_tf.optimizers import averaged_weights, build_optimizer
 from mrcnn_tf.predict import Predictor
-from mrcnn_tf.resume import CONFIG, METRICS, Interrupted, RunState, check_same, restore, terminable
+from mrcnn_tf.resume import CONFIG, METRICS, Interrupted, RunState, Termination, check_same, restore
 from mrcnn_tf.run_data import data_errors, open_data
 from mrcnn_tf.run_plan import RunCallbacks, plan_run
 from mrcnn_tf.schedules import num_steps
@@ -100,15 +101,16 @@ def train(
     bar = ProgressBar(total, state.steps) if progress else None
     figures = state.measured(_monitor(config))
     early = EarlyStopping(_monitor(config), config.train.early_stopping_patience or math.inf, figures)
+    termination = Termination()
     own = [
         FiniteLosses(output, batches.file_names, state.steps),
-        *_callbacks(config, model, output, stop, bar, state, data.validation),
+        *_callbacks(config, model, output, stop, bar, state, data.validation, termination),
         early,
     ]
     try:
-        with data_errors(config.data.skip_bad), terminable():
+        with data_errors(config.data.skip_bad), termination.listening():
             if not early.is_over:
-                _fit(model, batches, config, state.steps, [*own, *callbacks])
+                _fit(model, batches, config, state.steps, [*own, *callbacks, Checks(termination.check)])
     except Interrupted:
         save_checkpoint(model, output)
         return TrainingRun(model, output, stop.steps, stop.seconds, interrupted=True)
@@ -198,6 +200,7 @@ def _callbacks(
     bar: ProgressBar | None,
     state: RunState,
     validation: Split | None,
+    termination: Termination,
 ) -> list[keras.callbacks.Callback]:
     kinds = ("bbox", "segm") if config.model.mask_head.enabled else ("bbox",)
     figures = [f"val_{kind}_{figure}" for kind in kinds for figure in ("AP", "AP50", "AP75")] if validation else []
@@ -205,7 +208,7 @@ def _callbacks(
     callbacks: list[keras.callbacks.Callback] = [LearningRateLog(), stop]
     pictures = None
     if validation:
-        predictor = Predictor(model)
+        predictor = termination.before(Predictor(model))
         measure = _averaged(partial(evaluate, predictor, validation.images, validation.content, progress=False), model)
         pictures = validation_pictures(predictor, validation.images, validation.content, config.train.tensorboard_images)
         callbacks.append(CocoEvaluation(measure, every=config.train.eval_every, last_step=lambda: model.stop_training))

@@ -111,6 +111,22 @@ def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_there(config, unbroke
     assert_same_end(tmp_path / "run", unbroken.output)
 
 
+def test_sigterm_while_tensorflow_traces_or_a_picture_is_evaluated_breaks_nothing(config, tmp_path, monkeypatch):
+    config = with_train(config, eval_every=1, tensorboard_images=0)
+    step = train_module.MaskRCNN.train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.MaskRCNN, "train_step", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), step(*args))[1])
+        run = train(config, tmp_path / "run", progress=False)
+    assert (run.interrupted, run.steps) == (True, 1)
+    call = train_module.Predictor.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.Predictor, "__call__", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), call(*args))[1])
+        run = train(config, tmp_path / "run", progress=False, resume=True)
+    # In the first evaluation, before its second picture.
+    assert (run.interrupted, run.steps) == (True, EPOCH_STEPS)
+    assert restored_step(config, tmp_path / "run") == EPOCH_STEPS
+
+
 def with_train(config, **values):
     section = TrainConfig.model_validate({**config.train.model_dump(), **values})
     return config.model_copy(update={"train": section})
