@@ -234,10 +234,16 @@ class RcnnTrainer(keras.Model):
     def _image_seeds(self, images: tf.Tensor) -> tf.Tensor:
         """[B, 2] int32: one seed per image of the global batch and step, so that the sample does not depend on the replicas."""
         context = tf.distribute.get_replica_context()
-        count = images.shape[0] if images.shape[0] is not None else tf.shape(images)[0]
-        replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
+        replica, replicas = tf.cast(context.replica_id_in_sync_group, tf.int32), context.num_replicas_in_sync
         step = tf.cast(steps_made(self.optimizer).value, tf.int32)
-        first = (step * context.num_replicas_in_sync + replica) * count
+        count = images.shape[0]
+        if count is not None:
+            first = (step * replicas + replica) * count
+        else:
+            # Replicas can have unequal shares of the last batch.
+            count = tf.shape(images)[0]
+            counts = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.one_hot(replica, replicas, count, 0))
+            first = step * tf.reduce_sum(counts) + tf.reduce_sum(counts[:replica])
         return tf.stack([tf.fill([count], 2 * self._seed), first + tf.range(count)], axis=1)
 
     def _make_executions(self, step: Callable, executions: Callable[[], Executions]) -> Callable:

@@ -98,6 +98,11 @@ def test_evaluate_and_predict_under_a_strategy_give_the_numbers_of_one_device(fr
     dataset = tf.data.Dataset.from_tensor_slices(images).batch(2)
     one = build(frozen, one_device(), steps_per_execution=steps_per_execution)
     two = build(frozen, two_devices(), steps_per_execution=steps_per_execution)
+    for model in (one, two):
+        model.optimizer.iterations.assign(3)
+    three = tf.data.Dataset.from_tensor_slices(images).batch(3)  # on two replicas 2 and 1, then 2 and 0
+    unequal = one.evaluate(three, verbose=0, return_dict=True)
+    assert two.evaluate(three, verbose=0, return_dict=True) == pytest.approx(unequal, rel=1e-5)
     expected = one.evaluate(dataset, verbose=0, return_dict=True)
     assert two.evaluate(dataset, verbose=0, return_dict=True) == pytest.approx(expected, rel=1e-5)
     assert one.evaluate(dataset.take(2), steps=2, verbose=0, return_dict=True) != pytest.approx(expected, rel=1e-5)
