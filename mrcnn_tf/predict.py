@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 
-from mrcnn_tf.data.images import ImageError, load_image
+from mrcnn_tf.data.images import load_image
 from mrcnn_tf.detections import Detections, Detector
-from mrcnn_tf.files import write_json, write_png
 from mrcnn_tf.ops.images import image_window, pad_image, resize_image, resized_size
 from mrcnn_tf.paste import PasteRule
-from mrcnn_tf.visualize import draw_detections
+from mrcnn_tf.prediction_files import write_predictions
 
 PAD_MULTIPLE = 32
 """The stride of P5, the coarsest level that is not made by pooling."""
@@ -146,11 +141,7 @@ def predict_files(
     score_threshold: float = 0.5,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Draw what is found in pictures, and write it down.
-
-    `output_dir` gets `<stem>.png` for each picture and one `detections.json` (see docs/contracts.md). Of pictures with the same
-    stem the first keeps it and the others become `<stem>-2.png`, `<stem>-3.png` and so on, in the order of `paths`. `file_name`
-    is the path from the folder that all pictures have in common. A picture that cannot be read is reported, the rest go on.
+    """Draw what a detector finds in pictures, and write it down, as `write_predictions` does.
 
     Args:
         detector: any callable from a uint8 RGB picture [h, w, 3] to `Detections`.
@@ -160,29 +151,14 @@ def predict_files(
         progress: show a progress bar on stderr.
 
     Returns:
-        `{"images": number of pictures done, "detections": number of objects, "drawings": [Path], "errors": {path: message}}`.
+        What `write_predictions` returns.
     """
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    sources = [Path(path) for path in paths]
-    records: list[dict[str, Any]] = []
-    drawings: list[Path] = []
-    errors: dict[str, str] = {}
-    names = zip(sources, _relative_names(sources), _drawing_names(sources), strict=True)
-    with Progress(console=Console(file=sys.stderr), disable=not progress) as bar:
-        for source, file_name, drawing in bar.track(list(names), description="predicting"):
-            try:
-                image = load_image(source)
-            except ImageError as error:
-                errors[str(source)] = str(error)
-                print(f"warning: left out: {error}", file=sys.stderr)
-                continue
-            found = detector(image).above(score_threshold)
-            records += found.to_records(file_name)
-            drawings.append(output_dir / drawing)
-            write_png(draw_detections(image, found, score_threshold=score_threshold), drawings[-1])
-    write_json(records, output_dir / "detections.json")
-    return {"images": len(drawings), "detections": len(records), "drawings": drawings, "errors": errors}
+
+    def find(path: Path) -> tuple[NDArray[np.uint8], Detections]:
+        image = load_image(path)
+        return image, detector(image)
+
+    return write_predictions(find, paths, output_dir, score_threshold=score_threshold, progress=progress)
 
 
 def _whole_multiples(size: tf.Tensor) -> tf.Tensor:
@@ -207,27 +183,3 @@ def _as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or image.size == 0:
         raise ValueError(f"expected a uint8 picture [h, w, 3] of at least one pixel, got {image.dtype} {image.shape}")
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-
-
-def _relative_names(paths: Sequence[Path]) -> list[str]:
-    folders = [os.path.abspath(path.parent) for path in paths]
-    common = os.path.commonpath(folders) if folders else ""
-    return [
-        Path(os.path.relpath(Path(folder, path.name), common)).as_posix() for folder, path in zip(folders, paths, strict=True)
-    ]
-
-
-def _drawing_names(paths: Iterable[Path]) -> list[str]:
-    stems = [path.stem for path in paths]
-    # Compared without case, for file systems that do not tell `A.png` from `a.png`.
-    taken: set[str] = set()
-    reserved = {stem.lower() for stem in stems}
-    names = []
-    for stem in stems:
-        name, number = stem, 1
-        while name.lower() in taken or (number > 1 and name.lower() in reserved):
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.lower())
-        names.append(f"{name}.png")
-    return names
