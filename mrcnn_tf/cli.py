@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+export_app = typer.Typer(help="Turn a model into what a server or a device runs.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
 
 Model = Annotated[Path, typer.Argument(help="A .keras file.", metavar="MODEL")]
 MinSize = Annotated[int | None, typer.Option(help="Shortest edge, pixels. Default: the model's own.", min=1)]
@@ -109,10 +111,33 @@ def predict(
         predictor = _load_predictor(model, min_size, max_size)
         from mrcnn_tf.predict import predict_files
 
-        summary = predict_files(predictor, paths, output, score_threshold=score_threshold)
-        typer.echo(f"{summary['detections']} objects in {summary['images']} pictures; {output / 'detections.json'}")
-        if summary["errors"]:
-            raise typer.Exit(1)
+        _print_predictions(predict_files(predictor, paths, output, score_threshold=score_threshold), output)
+
+
+@app.command("serve-client")
+def serve_client(
+    images: Annotated[list[str], typer.Argument(help="Pictures, folders or globs.", metavar="IMAGE...")],
+    url: Annotated[str, typer.Option(help="grpc://HOST:PORT or http://HOST:PORT[/PREFIX]; grpcs:// and https:// with TLS.")],
+    output: Annotated[Path, typer.Option(help="Gets the drawings and detections.json.")],
+    model_name: Annotated[str, typer.Option(help="The server's name of the model.")] = "mask_rcnn",
+    version: Annotated[int | None, typer.Option(min=0, help="Default: the one the server prefers, the newest.")] = None,
+    score_threshold: Annotated[float, typer.Option(min=0, max=1)] = 0.5,
+    timeout: Annotated[float, typer.Option(help="Seconds for one picture.")] = 60,
+    retries: Annotated[int, typer.Option(min=0, help="Further attempts where no server answers; with gRPC at most 4.")] = 4,
+    max_answer_mb: Annotated[float, typer.Option(help="Largest answer that is read, MB.")] = 64,
+) -> None:
+    """Find and draw the objects of pictures with an exported model on a TensorFlow Serving server."""
+    with _readable_errors():
+        from mrcnn_tf.data.images import image_paths
+
+        paths = image_paths(images)
+        silence_tensorflow()
+        from mrcnn_tf.serving_client import ServingClient, detect_files
+
+        with ServingClient(
+            url, model_name=model_name, version=version, timeout=timeout, retries=retries, max_answer_mb=max_answer_mb
+        ) as client:
+            _print_predictions(detect_files(client, paths, output, score_threshold=score_threshold), output)
 
 
 @app.command("import-weights")
@@ -145,6 +170,47 @@ def import_weights(
             names = None if class_names is None else _class_names(class_names)
             lines = write_model(source, output, format=format, norm_epsilon=norm_eps, categories=names, overrides=overrides or [])
         typer.echo("\n".join(lines))
+
+
+@export_app.command("saved-model")
+def export_saved_model(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Folder of the served model; gets a folder for the version, and configurations.")],
+    version: Annotated[int | None, typer.Option(min=1, help="Default: one more than the highest there.")] = None,
+    name: Annotated[str, typer.Option(help="Under which the server knows the model.")] = "mask_rcnn",
+    min_size: MinSize = None,
+    max_size: MaxSize = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: what the model was trained in.")] = None,
+    xla: Annotated[bool, typer.Option("--xla", help="Compile the convolutions, once for each padded size of a batch.")] = False,
+    nms_device: Annotated[str, typer.Option(help="auto, or cpu: keep non-maximum suppression off a GPU.")] = "auto",
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Most pictures that the server puts together.")] = 4,
+    warmup: Annotated[
+        list[str] | None,
+        typer.Option(help="Picture, folder or glob for warm-up requests, may be repeated. Default: two drawn ones."),
+    ] = None,
+) -> None:
+    """Write a version of a SavedModel that TensorFlow Serving serves, with what its operator needs."""
+    with _readable_errors():
+        _one_of("--precision", precision, (None, "float32", "bfloat16"))
+        _one_of("--nms-device", nms_device, ("auto", "cpu"))
+        loaded = _load_model(model)
+        from mrcnn_tf.export.saved_model import export_saved_model as write
+
+        folder = write(
+            loaded,
+            output,
+            version=version,
+            name=name,
+            min_size=min_size,
+            max_size=max_size,
+            precision=precision,
+            xla=xla,
+            nms_device=nms_device,
+            max_batch_size=max_batch_size,
+            warmup=warmup or (),
+            report=typer.echo,
+        )
+        typer.echo(str(folder))
 
 
 @app.command()
@@ -197,7 +263,7 @@ def _readable_errors() -> Iterator[None]:
     """A user's mistake is one message, not a traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("MRCNN_TF_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -210,14 +276,31 @@ def _class_names(path: Path) -> Any:
     return read_class_names(path)
 
 
-def _load_predictor(path: Path, min_size: int | None, max_size: int | None) -> Any:
+def _one_of(option: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{option} must be {' or '.join(choice for choice in choices if choice)}, got {value!r}")
+
+
+def _load_model(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}")
     silence_tensorflow()
     from mrcnn_tf.modeling.mask_rcnn import load_model
+
+    return load_model(path)
+
+
+def _load_predictor(path: Path, min_size: int | None, max_size: int | None) -> Any:
+    model = _load_model(path)
     from mrcnn_tf.predict import Predictor
 
-    return Predictor(load_model(path), min_size=min_size, max_size=max_size)
+    return Predictor(model, min_size=min_size, max_size=max_size)
+
+
+def _print_predictions(summary: dict[str, Any], output: Path) -> None:
+    typer.echo(f"{summary['detections']} objects in {summary['images']} pictures; {output / 'detections.json'}")
+    if summary["errors"]:
+        raise typer.Exit(1)
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import threading
 
 _LAST_LINES_SECONDS = 1.0
 _CHATTER = re.compile(
-    rb"^(WARNING: All log messages before absl|.*cuInit"
+    rb"^(WARNING: All log messages before absl|.*cuInit|.*oneDNN supports DT_UINT8 only"
     rb"|[IWE]\d{4} .*(PredictCost|computation_placer|cuda_|device_compiler|service\.cc))"
 )
 

@@ -10,8 +10,9 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_tf.config import ModelConfig
 from mrcnn_tf.detections import Detections
+from mrcnn_tf.ops.restore import restore_detections
 from mrcnn_tf.paste import paste_masks
-from mrcnn_tf.predict import Predictor, predict_files, to_detections
+from mrcnn_tf.predict import Predictor, predict_files
 
 CATEGORIES = ({"id": 9, "name": "thing"}, {"id": 4, "name": "other"})
 
@@ -209,40 +210,32 @@ def test_anything_but_a_picture_is_refused(bad):
         Predictor(RedFinder())(bad)
 
 
-def test_boxes_are_clipped_to_the_picture():
+def restored(boxes, window, size, **how):
+    """The kept boxes of one picture of the given size that lies in a window of the network's input."""
     outputs = {
-        "detection_boxes": np.array([[-5, -5, 200, 300], [90, 0, 120, 10], [0, 0, 1, 1]], np.float32),
-        "detection_classes": np.array([1, 2, 0]),
-        "detection_scores": np.array([0.9, 0.8, 0.0], np.float32),
-        "num_detections": np.int32(2),
+        "detection_boxes": tf.constant([boxes], tf.float32),
+        "detection_classes": tf.ones([1, len(boxes)], tf.int32),
+        "detection_scores": tf.ones([1, len(boxes)]),
+        "num_detections": tf.constant([len(boxes)]),
     }
-    found = to_detections(outputs, window=np.float32([0, 0, 90, 240]), image_size=(45, 80), categories=CATEGORIES)
+    found = restore_detections(outputs, tf.constant([window], tf.float32), tf.constant([size]), **{"inclusive": False, **how})
+    return found["detection_boxes"][0, : int(found["num_detections"][0])].numpy()
+
+
+def test_boxes_are_clipped_to_the_picture():
+    found = restored([[-5, -5, 200, 300], [90, 0, 120, 10]], [0, 0, 90, 240], (45, 80), clip=True)
     # The second lies wholly below the picture.
-    assert found.boxes.tolist() == [[0, 0, 45, 80]]
+    assert found.tolist() == [[0, 0, 45, 80]]
 
 
 def test_boxes_that_are_not_clipped_stay_the_frames_of_their_masks():
-    outputs = {
-        "detection_boxes": np.array([[-10, 10, 100, 300], [90, 0, 120, 10]], np.float32),
-        "detection_classes": np.array([1, 2]),
-        "detection_scores": np.array([0.9, 0.8], np.float32),
-        "num_detections": np.int32(2),
-    }
-    window = np.float32([0, 0, 90, 240])
-    found = to_detections(outputs, window=window, image_size=(45, 80), categories=CATEGORIES, clip=False)
-    np.testing.assert_allclose(found.boxes, [[-5, 10 / 3, 50, 100]], rtol=1e-6)
+    found = restored([[-10, 10, 100, 300], [90, 0, 120, 10]], [0, 0, 90, 240], (45, 80), clip=False)
+    np.testing.assert_allclose(found, [[-5, 10 / 3, 50, 100]], rtol=1e-6)
 
 
 def undone(boxes, *, inclusive):
     """Boxes of an input in which a picture of 50 x 100 became 99 x 199 and lies at (10, 20)."""
-    outputs = {
-        "detection_boxes": np.array(boxes, np.float32),
-        "detection_classes": np.ones(len(boxes), np.int32),
-        "detection_scores": np.ones(len(boxes), np.float32),
-        "num_detections": np.int32(len(boxes)),
-    }
-    window = np.float32([10, 20, 109, 219])
-    return to_detections(outputs, window=window, image_size=(50, 100), categories=CATEGORIES, inclusive=inclusive).boxes
+    return restored(boxes, [10, 20, 109, 219], (50, 100), inclusive=inclusive, clip=True)
 
 
 def test_the_offset_is_taken_off_and_each_axis_has_its_ratio():

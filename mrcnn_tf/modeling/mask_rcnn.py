@@ -81,6 +81,7 @@ class MaskRCNN(RcnnTrainer):
         self.mask_head = stages.mask_head
         self.mask_predictor = stages.mask_predictor
         self.cell_anchors = stages.anchors.cells
+        self._stages = stages
         self.training_graph = stages.training_graph()
         self.loss_weights = stages.loss_weights()
         self.observed = OBSERVED
@@ -88,6 +89,24 @@ class MaskRCNN(RcnnTrainer):
             from mrcnn_tf.weights import load_weights
 
             load_weights(self)
+
+    def split(self) -> tuple[keras.Model, keras.Model]:
+        """The inference graph in two, over the same weights.
+
+        Returns:
+            The trunk, from the inputs to `{"features", "objectness", "deltas"}`, lists over levels: all convolutions before the
+            proposals, with shapes that depend on nothing but those of the inputs. And the rest, from `{"images", "image_sizes",
+            "trunk"}` to the detections.
+        """
+        inputs = dict(self.input)
+        trunk = self._stages.detection_trunk
+        return keras.Model(inputs, trunk, name="trunk"), keras.Model({**inputs, "trunk": trunk}, self.output, name="rest")
+
+    def with_policy(self, policy: str) -> MaskRCNN:
+        """The same model with another dtype policy ("float32", "mixed_bfloat16"...) and a copy of the weights."""
+        model = self.from_config({**self.get_config(), "policy": policy})
+        model.set_weights(self.get_weights())
+        return model
 
     def get_config(self) -> dict:
         """What the `.keras` file keeps."""
@@ -223,13 +242,16 @@ class _Stages:
             **levels,
         )
 
-    def _pyramid(self, inputs: dict) -> tuple[list, list, list, list]:
-        """Features P2..P6, objectness, deltas and anchors, each a list over levels."""
+    def _trunk(self, inputs: dict) -> dict[str, list]:
+        """Features P2..P6, objectness and deltas, each a list over levels: all of the convolutions before the proposals."""
         windows = self.image_windows(inputs["images"], inputs["image_sizes"])
         pyramid = self.fpn(self.backbone(self.normalize(inputs["images"], windows)))
         features = [pyramid[level] for level in _LEVELS]
         objectness, deltas = self.rpn_head(features)
-        return features, objectness, deltas, [self.inside(level) for level in self.anchors(features)]
+        return {"features": features, "objectness": objectness, "deltas": deltas}
+
+    def _anchors(self, features: list) -> list:
+        return [self.inside(level) for level in self.anchors(features)]
 
     def _windows(self, inputs: dict, of: str) -> Any:
         """What boxes are cut at, [B, 4]: the "image" or the whole "input"."""
@@ -253,9 +275,11 @@ class _Stages:
     def detect(self, inputs: dict) -> dict:
         """The inference graph."""
         rpn, box = self.config.rpn, self.config.box_head
-        features, objectness, deltas, anchors = self._pyramid(inputs)
+        self.detection_trunk = trunk = self._trunk(inputs)
+        features = trunk["features"]
         propose = self._proposals(rpn.pre_nms_top_k_test, rpn.post_nms_top_k_test, "proposals")
-        proposals, is_valid = propose(objectness, deltas, anchors, self._windows(inputs, rpn.clip_to))
+        windows = self._windows(inputs, rpn.clip_to)
+        proposals, is_valid = propose(trunk["objectness"], trunk["deltas"], self._anchors(features), windows)
         features = features[: self.num_roi_levels]
         rows = FlattenRows(name="box_rows")(is_valid)
         class_logits, box_deltas = self.box_head(self.box_pool(features, proposals, rows))
@@ -301,7 +325,9 @@ class _Stages:
         inputs = _training_inputs(with_masks=self.mask_head is not None)
         gt_boxes = self.inside(inputs["gt_boxes"])
         ground_truth = [gt_boxes, inputs["gt_classes"], inputs["gt_crowd"]]
-        features, objectness, deltas, anchors = self._pyramid(inputs)
+        trunk = self._trunk(inputs)
+        features, objectness, deltas = (trunk[name] for name in ("features", "objectness", "deltas"))
+        anchors = self._anchors(features)
         rpn_losses = RpnLosses(
             foreground_iou_threshold=rpn.foreground_iou_threshold,
             background_iou_threshold=rpn.background_iou_threshold,

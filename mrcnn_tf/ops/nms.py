@@ -6,11 +6,26 @@ Shape legend: B images, N boxes of each image.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 
 import tensorflow as tf
 
+_DEVICE: ContextVar[str] = ContextVar("mrcnn_tf_nms_device", default="")
+
 EXCLUDED_SCORE = -1e9
 """A box with this score or a lower one is never selected."""
+
+
+@contextmanager
+def nms_on(device: str) -> Iterator[None]:
+    """Pin the suppression of whatever is traced here to a device ("/device:CPU:0"); "" leaves it to TensorFlow."""
+    token = _DEVICE.set(device)
+    try:
+        yield
+    finally:
+        _DEVICE.reset(token)
 
 
 def nms_indices(
@@ -74,14 +89,15 @@ def _nms_of_image(boxes: tf.Tensor, scores: tf.Tensor, max_output_size: int, iou
     if num_boxes == 0:
         return tf.zeros([max_output_size], tf.int32), tf.zeros([], tf.int32)
     kernel_size = max_output_size if num_boxes is None else min(num_boxes, max_output_size)
-    indices, num_valid = tf.raw_ops.NonMaxSuppressionV4(
-        boxes=boxes,
-        scores=scores,
-        max_output_size=kernel_size,
-        iou_threshold=iou_threshold,
-        score_threshold=EXCLUDED_SCORE,
-        pad_to_max_output_size=True,
-    )
+    with tf.device(_DEVICE.get()) if _DEVICE.get() else nullcontext():
+        indices, num_valid = tf.raw_ops.NonMaxSuppressionV4(
+            boxes=boxes,
+            scores=scores,
+            max_output_size=kernel_size,
+            iou_threshold=iou_threshold,
+            score_threshold=EXCLUDED_SCORE,
+            pad_to_max_output_size=True,
+        )
     valid = tf.range(kernel_size) < num_valid
     indices = tf.pad(tf.where(valid, indices, 0), [[0, max_output_size - kernel_size]])
     return tf.ensure_shape(indices, [max_output_size]), num_valid

@@ -80,6 +80,27 @@ def test_static_graph_detects_the_same(model):
     np.testing.assert_allclose(found["detection_masks"], expected["detection_masks"], atol=1e-3)
 
 
+def test_the_two_parts_of_the_graph_find_what_the_whole_finds(model):
+    trunk, rest = model.split()
+    inputs = {name: tf.constant(value) for name, value in images(128, 96, 2).items()}
+    # XLA compiles the trunk, which has no shape that depends on what is seen.
+    between = tf.function(lambda inputs: trunk(inputs, training=False), jit_compile=True)(inputs)
+    assert [len(between[name]) for name in ("features", "objectness", "deltas")] == [5, 5, 5]
+    found, expected = rest({**inputs, "trunk": between}, training=False), model(inputs, training=False)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-3)
+    parts = {id(variable) for part in (trunk, rest) for variable in part.variables}
+    assert parts == {id(variable) for variable in model.variables}
+
+
+def test_another_policy_has_a_copy_of_the_weights(model):
+    other = model.with_policy("mixed_bfloat16")
+    assert (other.dtype_policy.name, model.dtype_policy.name) == ("mixed_bfloat16", "float32")
+    for ours, theirs in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not {id(variable) for variable in model.variables} & {id(variable) for variable in other.variables}
+
+
 def test_padding_does_not_change_what_is_found(model):
     """The region outside image_sizes is zero after normalisation, whatever the padding holds."""
     small = images(64, 64)

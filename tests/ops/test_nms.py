@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mrcnn_tf.ops.nms import EXCLUDED_SCORE, nms_indices, offset_boxes_by_group
+from mrcnn_tf.ops.nms import EXCLUDED_SCORE, nms_indices, nms_on, offset_boxes_by_group
 from mrcnn_tf.ops.static_graph import static_graph
 
 SIZE = 640.0
@@ -135,3 +135,15 @@ def test_shift_under_xla():
     shift = tf.function(lambda b, g: offset_boxes_by_group(b, g, 9, extent=SIZE), jit_compile=True)
     np.testing.assert_array_equal(shift(boxes, groups), offset_boxes_by_group(boxes, groups, 9, extent=SIZE))
     assert offset_boxes_by_group(boxes[:, :0], groups[:, :0], 9).shape == (2, 0, 4)
+
+
+def test_suppression_is_pinned_where_it_is_asked_to_be():
+    def devices():
+        function = tf.function(lambda boxes, scores: nms_indices(boxes, scores, max_output_size=3, iou_threshold=0.5))
+        graph = function.get_concrete_function(tf.TensorSpec([1, 4, 4]), tf.TensorSpec([1, 4])).graph
+        return [operation.device for operation in graph.get_operations() if operation.type == "NonMaxSuppressionV4"]
+
+    assert devices() == [""]
+    with nms_on("/device:CPU:0"):
+        assert devices() == ["/device:CPU:0"]
+    assert devices() == [""]

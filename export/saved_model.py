@@ -1,0 +1,203 @@
+"""`mrcnn-tf export saved-model`: a version folder that TensorFlow Serving loads as it is, and what its operator needs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+import mrcnn_tf
+from mrcnn_tf.detections import Detections
+from mrcnn_tf.export.operator_files import write_operator_files
+from mrcnn_tf.export.serving_graph import ServingGraph
+from mrcnn_tf.export.warmup import WARMUP_FILE, Picture, batch_sizes, drawn_pictures, read_pictures, warmup_requests, write_warmup
+from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
+from mrcnn_tf.predict import Predictor
+
+Precision = Literal["float32", "bfloat16"]
+MODEL_FILE = "assets/model.json"
+FORMAT = 1
+_POLICIES: dict[Precision, str] = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+_NMS_DEVICES = {"auto": "", "cpu": "/device:CPU:0"}
+BOX_TOLERANCE, SCORE_TOLERANCE = 0.05, 1e-4
+"""How far the export may be from the model, pixels of the picture and probability; bfloat16 is compared with bfloat16."""
+_BFLOAT16_STEP = 2.0**-8
+
+
+class ExportError(ValueError):
+    """An export that cannot be made, or that does not compute what the model computes."""
+
+
+def export_saved_model(
+    model: MaskRCNN,
+    output: str | Path,
+    *,
+    version: int | None = None,
+    name: str = "mask_rcnn",
+    min_size: int | None = None,
+    max_size: int | None = None,
+    precision: Precision | None = None,
+    xla: bool = False,
+    nms_device: Literal["auto", "cpu"] = "auto",
+    max_batch_size: int = 4,
+    warmup: Sequence[str | Path] = (),
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Write `output/<version>/`, and beside it the operator's files that are not there yet.
+
+    The version is written under another name, loaded, run and compared with the model, and only then gets its own: a server that
+    watches the folder never meets half of it, and other versions are never touched.
+
+    Args:
+        model: the network.
+        output: folder of the served model; its versions are folders in it whose names are whole numbers.
+        version: of this export, from 1; None: one more than the highest there.
+        name: under which the model is served, in the operator's files.
+        min_size: shortest edge of the resized pictures, pixels; None: that of the model's configuration.
+        max_size: bound of the longest edge, pixels; None: that of the model's configuration.
+        precision: what the network computes in; None: what it was saved with.
+        xla: compile the convolutions before the proposals with XLA.
+        nms_device: "cpu" pins non-maximum suppression to the CPU, "auto" leaves it with its inputs.
+        max_batch_size: most pictures that the server's batching puts together; warm-up requests go up to it.
+        warmup: pictures for the warm-up requests, files or folders; none: two drawn ones, landscape and portrait.
+        report: gets a line for each thing done.
+
+    Returns:
+        The version folder.
+
+    Raises:
+        ExportError: the version exists, or the export disagrees with the model.
+        ImageError: a warm-up picture cannot be read.
+        ModuleNotFoundError: tensorflow-serving-api is not installed.
+    """
+    output = Path(output)
+    version = _free_version(output, version)
+    pictures = read_pictures(warmup) if warmup else drawn_pictures()
+    if precision is not None and model.dtype_policy.name != _POLICIES[precision]:
+        model = model.with_policy(_POLICIES[precision])
+    graph = ServingGraph(model, min_size=min_size, max_size=max_size, xla=xla, nms_device=_NMS_DEVICES[nms_device])
+    signatures = graph.signatures()
+    requests = warmup_requests(pictures, name=name, signatures=signatures, sizes=batch_sizes(max_batch_size))
+    with _new_folder(output, str(version)) as folder:
+        # The gradients of ROIAlign are of no use in a server, and TensorFlow cannot read what it writes of them.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(graph, str(folder), signatures=signatures, options=options)
+        report("graph and weights written")
+        differences = compare(folder, Predictor(model, min_size=min_size, max_size=max_size), pictures, model.dtype_policy.name)
+        report(f"loaded and compared with the model: {_in_words(differences)}")
+        described = {"xla": xla, "nms_device": nms_device, "max_batch_size": max_batch_size, "compared": differences}
+        _write_description(folder / MODEL_FILE, model, min_size=min_size, max_size=max_size, **described)
+        report(f"{write_warmup(requests, folder / WARMUP_FILE)} warm-up requests for batches of up to {max_batch_size}")
+    for path, was_written in write_operator_files(output, name=name, max_batch_size=max_batch_size, fixed_sizes=xla):
+        report(f"{path} {'written' if was_written else 'was there, left as it is'}")
+    return output / str(version)
+
+
+def compare(folder: Path, predictor: Predictor, pictures: Sequence[Picture], policy: str) -> dict[str, float]:
+    """Run `serving_default` of an export on pictures and compare with a predictor.
+
+    Returns:
+        Largest differences: `{"boxes": pixels, "scores": probability, "masks": probability}`.
+
+    Raises:
+        ExportError: the export finds other objects, or differs by more than the tolerance.
+    """
+    with _without_warnings():
+        serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    outputs = {
+        key: value.numpy() for key, value in serve(image_bytes=tf.constant([picture.data for picture in pictures])).items()
+    }
+    differences = {"boxes": 0.0, "scores": 0.0, "masks": 0.0}
+    for number, picture in enumerate(pictures):
+        expected = predictor(picture.pixels)
+        for key, value in _differences(expected, {key: value[number] for key, value in outputs.items()}).items():
+            differences[key] = max(differences[key], value)
+    scale = 1.0 if policy == "float32" else _BFLOAT16_STEP / 1e-4
+    if differences["boxes"] > BOX_TOLERANCE * scale or differences["scores"] > SCORE_TOLERANCE * scale:
+        raise ExportError(f"the export does not compute what the model computes: {_in_words(differences)}")
+    return differences
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """TensorFlow warns that gradients were not saved; nobody asks for them."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _differences(expected: Detections, outputs: dict[str, Any]) -> dict[str, float]:
+    count = int(outputs["num_detections"])
+    classes = outputs["detection_classes"][:count]
+    if count != len(expected) or not np.array_equal(classes, expected.classes):
+        raise ExportError(
+            f"the export finds other objects than the model: {count} of classes {classes[:10].tolist()}..., "
+            f"expected {len(expected)} of classes {expected.classes[:10].tolist()}..."
+        )
+    pairs = {"boxes": ("detection_boxes", expected.boxes), "scores": ("detection_scores", expected.scores)}
+    if expected.mask_probs is not None:
+        pairs["masks"] = ("detection_masks", expected.mask_probs)
+    return {key: float(np.abs(outputs[name][:count] - value).max(initial=0)) for key, (name, value) in pairs.items()}
+
+
+def _in_words(differences: dict[str, float]) -> str:
+    return ", ".join(
+        f"{key} {value:.1g}{' px' if key == 'boxes' else ''}" if value else f"{key} equal" for key, value in differences.items()
+    )
+
+
+def _free_version(output: Path, version: int | None) -> int:
+    there = sorted(int(path.name) for path in output.glob("*") if path.name.isdecimal()) if output.is_dir() else []
+    if version is None:
+        return there[-1] + 1 if there else 1
+    if version < 1:
+        raise ExportError(f"a version is a whole number from 1, got {version}")
+    if version in there:
+        raise ExportError(
+            f"{output / str(version)} exists; versions there are {', '.join(map(str, there))}, and none is replaced"
+        )
+    return version
+
+
+@contextmanager
+def _new_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder under a temporary name that gets its own when all has gone well, and goes when not."""
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = parent / f".tmp-{name}"
+    # That of an export that was killed.
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, parent / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_description(path: Path, model: MaskRCNN, *, min_size: int | None, max_size: int | None, **more: Any) -> None:
+    preprocessing = model.config.preprocessing
+    content = {
+        "format": FORMAT,
+        "mrcnn_tf": mrcnn_tf.__version__,
+        "categories": [{"id": category.id, "name": category.name} for category in model.config.categories],
+        "paste": model.config.mask_head.paste if model.config.mask_head.enabled else None,
+        "min_size": min_size or preprocessing.min_size,
+        "max_size": max_size or preprocessing.max_size,
+        "max_detections": model.config.box_head.max_detections,
+        "dtype_policy": model.dtype_policy.name,
+        **more,
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
