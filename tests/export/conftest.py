@@ -5,17 +5,13 @@ import pytest
 
 from mrcnn_tf.export.saved_model import export_saved_model
 from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
-from tests.export.pictures import write_pictures
+from tests.export.pictures import with_edges, write_pictures
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_config):
     keras.utils.set_random_seed(3)
-    model = MaskRCNN(tiny_config)
-    # Untrained, all masks are within rounding of the threshold; a trained network has edges.
-    kernel = model.mask_predictor.trainable_variables[0]
-    kernel.assign(kernel * 1000)
-    return model
+    return with_edges(MaskRCNN(tiny_config))
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,18 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mrcnn_tf.detections import Detections
+from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
 
 PHOTO = Path(__file__).parent.parent / "data_files" / "photos" / "pizza.jpg"
 BOX_TOLERANCE, SCORE_TOLERANCE, MASK_IOU = 0.05, 1e-4, 0.999
+
+
+def with_edges(model: MaskRCNN) -> MaskRCNN:
+    """Untrained, all masks are within rounding of the threshold; a trained network's have edges."""
+    if model.mask_predictor is not None:
+        kernel = model.mask_predictor.trainable_variables[0]
+        kernel.assign(kernel * 1000)
+    return model
 
 
 def write_pictures(folder: Path) -> dict[str, Path]:
