@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,62 +15,78 @@ SAME_OBJECT_IOU = 0.5
 
 @dataclass(frozen=True)
 class Agreement:
-    """The worst of the objects that both have found.
+    """Of the objects of some pictures.
 
     Attributes:
-        matched: part of all objects that have a partner: of the same class, with an IoU above 0.5.
-        boxes: largest difference of a side, pixels of the picture.
+        objects: how many there are, of those who found more.
+        matched: part of them that has a partner: of the same class, with an IoU above 0.5.
+        boxes: largest difference of a side of partners, pixels.
         scores: largest difference.
         masks: largest difference of a probability.
+        mean_boxes: mean difference of a side.
+        mean_scores: mean difference.
+        mean_masks: mean difference of a probability.
     """
 
+    objects: int = 0
     matched: float = 1.0
     boxes: float = 0.0
     scores: float = 0.0
     masks: float = 0.0
-
-    def worst(self, other: Agreement) -> Agreement:
-        """Of two pictures."""
-        largest = {field.name: max(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
-        return Agreement(**{**largest, "matched": min(self.matched, other.matched)})
+    mean_boxes: float = 0.0
+    mean_scores: float = 0.0
+    mean_masks: float = 0.0
 
     def __str__(self) -> str:
         found = "all objects found" if self.matched == 1 else f"{100 * self.matched:.1f} % of the objects found"
-        return f"{found}, boxes within {self.boxes:.2g} px, scores within {self.scores:.2g}, masks within {self.masks:.2g}"
+        parts = (
+            f"{name} {mean:.2g}{unit} apart, at most {most:.2g}"
+            for name, mean, most, unit in (
+                ("boxes", self.mean_boxes, self.boxes, " px"),
+                ("scores", self.mean_scores, self.scores, ""),
+                ("masks", self.mean_masks, self.masks, ""),
+            )
+        )
+        return f"{found}, {', '.join(parts)}"
 
 
-def agreement(expected: Detections, found: Detections) -> Agreement:
-    """Pair the objects, the best of `expected` first, each with the one of its class that overlaps it most.
+def agreement(pairs: Iterable[tuple[Detections, Detections]]) -> Agreement:
+    """Compare what two systems find in the same pictures.
 
+    The objects of a picture are paired, the best of the first system first, each with the one of its class that overlaps it most.
     Two orders of objects with almost the same score are so no difference.
 
     Args:
-        expected: of the model.
-        found: of the export, for the same picture.
+        pairs: of each picture what is expected and what is found.
     """
+    objects = matched = 0
+    differences: dict[str, list[NDArray[np.float32]]] = {"boxes": [], "scores": [], "masks": []}
+    for expected, found in pairs:
+        rows, partners = _partners(expected, found)
+        objects += max(len(expected), len(found))
+        matched += len(rows)
+        ours, theirs = expected.select(rows), found.select(partners)
+        differences["boxes"].append(np.abs(ours.boxes - theirs.boxes).ravel())
+        differences["scores"].append(np.abs(ours.scores - theirs.scores))
+        if ours.mask_probs is not None and theirs.mask_probs is not None:
+            differences["masks"].append(np.abs(ours.mask_probs - theirs.mask_probs).ravel())
+    joined = {name: np.concatenate([np.zeros(0, np.float32), *values]) for name, values in differences.items()}
+    most = {name: float(values.max(initial=0.0)) for name, values in joined.items()}
+    means = {f"mean_{name}": float(values.mean()) if values.size else 0.0 for name, values in joined.items()}
+    return Agreement(objects=objects, matched=matched / objects if objects else 1.0, **most, **means)
+
+
+def _partners(expected: Detections, found: Detections) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """Rows of each that belong together."""
     overlaps = _overlaps(expected.boxes, found.boxes) * (expected.classes[:, None] == found.classes[None])
     pairs = []
-    for row in range(len(expected)):
-        partner = int(overlaps[row].argmax()) if len(found) else 0
-        if len(found) and overlaps[row, partner] > SAME_OBJECT_IOU:
+    for row in range(len(expected) if len(found) else 0):
+        partner = int(overlaps[row].argmax())
+        if overlaps[row, partner] > SAME_OBJECT_IOU:
             pairs.append((row, partner))
             overlaps[:, partner] = 0
     rows, partners = np.array(pairs, int).reshape(-1, 2).T
-    ours, theirs = expected.select(rows), found.select(partners)
-    masks = 0.0
-    if ours.mask_probs is not None and theirs.mask_probs is not None:
-        masks = _largest(ours.mask_probs - theirs.mask_probs)
-    most = max(len(expected), len(found))
-    return Agreement(
-        matched=len(pairs) / most if most else 1.0,
-        boxes=_largest(ours.boxes - theirs.boxes),
-        scores=_largest(ours.scores - theirs.scores),
-        masks=masks,
-    )
-
-
-def _largest(differences: NDArray[np.float32]) -> float:
-    return float(np.abs(differences).max(initial=0.0))
+    return rows, partners
 
 
 def _overlaps(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +14,7 @@ import tensorflow as tf
 
 import mrcnn_tf
 from mrcnn_tf.export.agreement import Agreement, agreement
+from mrcnn_tf.export.folders import ExportError, new_folder
 from mrcnn_tf.export.operator_files import write_operator_files
 from mrcnn_tf.export.serving_graph import ServingGraph
 from mrcnn_tf.export.warmup import WARMUP_FILE, Picture, batch_sizes, drawn_pictures, read_pictures, warmup_requests, write_warmup
@@ -32,10 +31,6 @@ LEAST_MATCHED, BOX_TOLERANCE, SCORE_TOLERANCE = 0.985, 0.05, 1e-4
 """How far the export may be from the model: part of the objects, pixels of the picture, probability."""
 _LOOSER = {"float32": 1.0, "mixed_bfloat16": 40.0}
 """A step of bfloat16 near 1 is 2**-8."""
-
-
-class ExportError(ValueError):
-    """An export that cannot be made, or that does not compute what the model computes."""
 
 
 def export_saved_model(
@@ -88,7 +83,7 @@ def export_saved_model(
     graph = ServingGraph(model, min_size=min_size, max_size=max_size, xla=xla, nms_device=_NMS_DEVICES[nms_device])
     signatures = graph.signatures()
     requests = warmup_requests(pictures, name=name, signatures=signatures, sizes=batch_sizes(max_batch_size))
-    with _new_folder(output, str(version)) as folder:
+    with new_folder(output / str(version)) as folder:
         # The gradients of ROIAlign are of no use in a server, and TensorFlow cannot read what it writes of them.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(graph, str(folder), signatures=signatures, options=options)
@@ -113,14 +108,12 @@ def compare(folder: Path, predictor: Predictor, pictures: Sequence[Picture], pol
         serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
     answer = serve(image_bytes=tf.constant([picture.data for picture in pictures]))
     outputs = {key: value.numpy() for key, value in answer.items()}
-    worst = Agreement()
-    for number, picture in enumerate(pictures):
-        found = read_answer({key: value[number] for key, value in outputs.items()})
-        worst = worst.worst(agreement(predictor(picture.pixels), found))
+    found = [read_answer({key: value[number] for key, value in outputs.items()}) for number in range(len(pictures))]
+    compared = agreement(zip((predictor(picture.pixels) for picture in pictures), found, strict=True))
     looser = _LOOSER.get(policy, 1.0)
-    if worst.matched < LEAST_MATCHED or worst.boxes > BOX_TOLERANCE * looser or worst.scores > SCORE_TOLERANCE * looser:
-        raise ExportError(f"the export does not compute what the model computes: {worst}")
-    return worst
+    if compared.matched < LEAST_MATCHED or compared.boxes > BOX_TOLERANCE * looser or compared.scores > SCORE_TOLERANCE * looser:
+        raise ExportError(f"the export does not compute what the model computes: {compared}")
+    return compared
 
 
 @contextmanager
@@ -146,21 +139,6 @@ def _free_version(output: Path, version: int | None) -> int:
             f"{output / str(version)} exists; versions there are {', '.join(map(str, there))}, and none is replaced"
         )
     return version
-
-
-@contextmanager
-def _new_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A folder under a temporary name that gets its own when all has gone well, and goes when not."""
-    parent.mkdir(parents=True, exist_ok=True)
-    temporary = parent / f".tmp-{name}"
-    # That of an export that was killed.
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        yield temporary
-        os.rename(temporary, parent / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_description(path: Path, model: MaskRCNN, *, min_size: int | None, max_size: int | None, **more: Any) -> None:

@@ -24,6 +24,8 @@ export_app = typer.Typer(help="Turn a model into what a server or a device runs.
 app.add_typer(export_app, name="export")
 
 Model = Annotated[Path, typer.Argument(help="A .keras file.", metavar="MODEL")]
+ModelOrBundle = Annotated[Path, typer.Argument(help="A .keras file, or a bundle of `export tflite`.", metavar="MODEL")]
+Runtime = Annotated[str | None, typer.Option(help="Of a bundle: auto, litert or tflite-runtime.")]
 MinSize = Annotated[int | None, typer.Option(help="Shortest edge, pixels. Default: the model's own.", min=1)]
 MaxSize = Annotated[int | None, typer.Option(help="Upper bound of the longest edge, pixels. Default: the model's own.", min=1)]
 
@@ -75,7 +77,7 @@ def check_data(
 
 @app.command()
 def evaluate(
-    model: Model,
+    model: ModelOrBundle,
     images: Annotated[Path, typer.Option(help="Folder of the images.")],
     annotations: Annotated[Path, typer.Option(help="COCO JSON.")],
     output: Annotated[Path, typer.Option(help="Gets metrics.json, detections.json and plots.")],
@@ -83,10 +85,11 @@ def evaluate(
     max_detections: Annotated[int, typer.Option(min=1, help="Detections of an image that count, the best first.")] = 100,
     min_size: MinSize = None,
     max_size: MaxSize = None,
+    runtime: Runtime = None,
 ) -> None:
     """COCO box and mask AP of a model on a data set."""
     with _readable_errors():
-        predictor = _load_predictor(model, min_size, max_size)
+        predictor = _load_predictor(model, min_size, max_size, runtime)
         from mrcnn_tf.evaluate import evaluate as measure
 
         metrics = measure(predictor, images, annotations, output, score_threshold=score_threshold, max_detections=max_detections)
@@ -96,19 +99,20 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Model,
+    model: ModelOrBundle,
     images: Annotated[list[str], typer.Argument(help="Pictures, folders or globs.", metavar="IMAGE...")],
     output: Annotated[Path, typer.Option(help="Gets the drawings and detections.json.")],
     score_threshold: Annotated[float, typer.Option(min=0, max=1)] = 0.5,
     min_size: MinSize = None,
     max_size: MaxSize = None,
+    runtime: Runtime = None,
 ) -> None:
     """Find and draw the objects of pictures."""
     with _readable_errors():
         from mrcnn_tf.data.images import image_paths
 
         paths = image_paths(images)
-        predictor = _load_predictor(model, min_size, max_size)
+        predictor = _load_predictor(model, min_size, max_size, runtime)
         from mrcnn_tf.predict import predict_files
 
         _print_predictions(predict_files(predictor, paths, output, score_threshold=score_threshold), output)
@@ -213,6 +217,47 @@ def export_saved_model(
         typer.echo(str(folder))
 
 
+@export_app.command("tflite")
+def export_tflite(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="The bundle, a folder to copy to a device; must not be there.")],
+    image_size: Annotated[tuple[int, int], typer.Option(help="Height and width of the padded input, multiples of 64.")],
+    precision: Annotated[str, typer.Option(help="float32, float16 or int8.")] = "float32",
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder, picture or glob of real pictures: int8 measures its ranges on them; may be repeated."),
+    ] = None,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Write a file that does not find what the model finds, too.")
+    ] = False,
+    target: Annotated[str, typer.Option(help="any, or edgetpu: add the trunk as its compiler takes it.")] = "any",
+    web: Annotated[bool, typer.Option("--web", help="Add a page that runs the file in a browser.")] = False,
+    litertjs: Annotated[
+        Path | None, typer.Option(help="Folder with node_modules/@litertjs, for --web. Default: npm gets it.")
+    ] = None,
+) -> None:
+    """Write a TFLite file that runs complete on a device, with the script that runs it."""
+    with _readable_errors():
+        _one_of("--precision", precision, ("float32", "float16", "int8"))
+        _one_of("--target", target, ("any", "edgetpu"))
+        loaded = _load_model(model)
+        from mrcnn_tf.export.tflite import export_tflite as write
+
+        folder = write(
+            loaded,
+            output,
+            image_size=image_size,
+            precision=precision,
+            calibration=calibration or (),
+            allow_mismatch=allow_mismatch,
+            target=target,
+            web=web,
+            litertjs=litertjs,
+            report=typer.echo,
+        )
+        typer.echo(str(folder))
+
+
 @app.command()
 def shapes(
     output: Annotated[Path, typer.Option(help="Gets images/ and instances_<split>.json.")],
@@ -290,7 +335,15 @@ def _load_model(path: Path) -> Any:
     return load_model(path)
 
 
-def _load_predictor(path: Path, min_size: int | None, max_size: int | None) -> Any:
+def _load_predictor(path: Path, min_size: int | None, max_size: int | None, runtime: str | None = None) -> Any:
+    if path.is_dir():
+        if min_size is not None or max_size is not None:
+            raise ValueError(f"{path}: a bundle has one size; --min-size and --max-size are for .keras files")
+        from mrcnn_tf.export.bundle import Bundle
+
+        return Bundle(path, runtime=runtime or "auto")
+    if runtime is not None:
+        raise ValueError(f"{path}: --runtime is for bundles of `mrcnn-tf export tflite`")
     model = _load_model(path)
     from mrcnn_tf.predict import Predictor
 

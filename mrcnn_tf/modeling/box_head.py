@@ -191,8 +191,8 @@ class DetectBoxes(keras.layers.Layer):
         boxes = box_ops.clip(boxes, windows)
         scores = tf.nn.softmax(class_logits)[..., 1:]
         if self.best_class_only:
-            scores = tf.where(is_best(class_logits)[..., 1:], scores, 0.0)
-        usable = box_ops.are_larger(boxes, self.min_box_size) & is_valid[..., None] & (scores > self.score_threshold)
+            scores = tf.where(is_best(class_logits, first=1), scores, 0.0)
+        usable = box_ops.are_larger(boxes, self.min_box_size) & tf.expand_dims(is_valid, -1) & (scores > self.score_threshold)
         scores = tf.reshape(tf.where(usable, scores, nms.EXCLUDED_SCORE), [-1, num_proposals * num_classes])
         num_pairs = num_proposals * num_classes
         scores, flat = tf.math.top_k(scores, k=min(self.pre_nms_top_k or num_pairs, num_pairs))
@@ -202,7 +202,7 @@ class DetectBoxes(keras.layers.Layer):
         per_class = deltas.shape[2] > 1 or num_classes == 1
         box_row = flat if per_class else roi
         boxes = tf.gather(tf.reshape(boxes, [-1, num_proposals * deltas.shape[2], 4]), box_row, batch_dims=1)
-        boxes = tf.where((scores > nms.EXCLUDED_SCORE)[..., None], boxes, 0.0)
+        boxes = tf.where(tf.expand_dims(scores > nms.EXCLUDED_SCORE, -1), boxes, 0.0)
         return self._suppress(boxes, classes, scores, num_classes)
 
     def _suppress(
@@ -217,16 +217,16 @@ class DetectBoxes(keras.layers.Layer):
         is_detection = tf.range(self.max_detections)[None, :] < num_detections[:, None]
         boxes, classes, scores = (tf.gather(values, kept, batch_dims=1) for values in (boxes, classes, scores))
         return (
-            tf.where(is_detection[..., None], boxes, 0.0),
+            tf.where(tf.expand_dims(is_detection, -1), boxes, 0.0),
             tf.where(is_detection, classes + 1, 0),
             tf.where(is_detection, scores, 0.0),
             num_detections,
         )
 
 
-def is_best(logits: tf.Tensor) -> tf.Tensor:
-    """Whether a class has the highest logit, the first one where several have it: [..., C] -> [..., C] bool."""
-    return tf.range(logits.shape[-1]) == tf.argmax(logits, axis=-1, output_type=tf.int32)[..., None]
+def is_best(logits: tf.Tensor, first: int = 0) -> tf.Tensor:
+    """Whether a class has the highest logit, the first one where several have it: [..., C] -> bool [..., C - first]."""
+    return tf.range(first, logits.shape[-1]) == tf.expand_dims(tf.argmax(logits, axis=-1, output_type=tf.int32), -1)
 
 
 def box_rows(classes: tf.Tensor, num_boxes: int) -> tf.Tensor:

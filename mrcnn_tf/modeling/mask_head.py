@@ -13,6 +13,7 @@ import tensorflow as tf
 from mrcnn_tf.modeling.layers import ConvNorm, he_normal_fan_out
 from mrcnn_tf.ops import losses
 from mrcnn_tf.ops.masks import crop_mask_targets
+from mrcnn_tf.ops.static_graph import in_static_graph
 
 
 def build_mask_head(
@@ -36,9 +37,14 @@ def build_mask_head(
     for i in range(num_convs):
         x = ConvNorm(width, 3, norm=norm, norm_epsilon=norm_epsilon, activation="relu", name=f"conv{i}")(x)
     x = keras.layers.Conv2DTranspose(
-        width, 2, strides=2, activation="relu", kernel_initializer=he_normal_fan_out(), name="deconv"
+        width, 2, strides=2, activation=_rectify, kernel_initializer=he_normal_fan_out(), name="deconv"
     )(x)
     return keras.Model(regions, x, name="mask_head")
+
+
+def _rectify(x: tf.Tensor) -> tf.Tensor:
+    """ReLU; in a static graph as a leaky one of slope 0, which TFLite does not fuse into a convolution that delegates refuse."""
+    return tf.nn.leaky_relu(x, 0.0) if in_static_graph() else tf.nn.relu(x)
 
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
@@ -68,7 +74,9 @@ class MaskPredictor(keras.layers.Layer):
         flat = tf.reshape(features, [-1, side * side, features.shape[3]])
         # As a column: gathered from a vector, its gradient would be IndexedSlices and leave the path of dense gradients.
         biases = tf.gather(tf.convert_to_tensor(self.bias)[:, None], rows)
-        return tf.reshape(tf.matmul(flat, kernels[:, :, None])[..., 0] + biases, [-1, side, side])
+        # Not by indices: delegates of TFLite refuse slices that drop or add an axis.
+        logits = tf.squeeze(tf.matmul(flat, tf.expand_dims(kernels, -1)), -1)
+        return tf.reshape(logits + biases, [-1, side, side])
 
     def get_config(self) -> dict:
         """Constructor arguments."""

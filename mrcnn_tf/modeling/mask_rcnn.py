@@ -98,9 +98,28 @@ class MaskRCNN(RcnnTrainer):
             proposals, with shapes that depend on nothing but those of the inputs. And the rest, from `{"images", "image_sizes",
             "trunk"}` to the detections.
         """
-        inputs = dict(self.input)
-        trunk = self._stages.detection_trunk
+        inputs, trunk = dict(self.input), self._stages.trunk
         return keras.Model(inputs, trunk, name="trunk"), keras.Model({**inputs, "trunk": trunk}, self.output, name="rest")
+
+    def stages(self) -> dict[str, keras.Model]:
+        """The inference graph without its heads, cut where convolutions end and geometry begins, over the same weights.
+
+        Between them stand `box_head` and, after them, `mask_head` and `mask_predictor`.
+
+        Returns:
+            `trunk` as in `split`; `propose`, from `{"images", "image_sizes", "trunk"}` to `{"proposals", "is_valid",
+            "box_regions"}`; `detect`, from `{"images", "image_sizes", "known": {"features", "proposals", "is_valid",
+            "class_logits", "box_deltas"}}`, the features being those that are pooled, to the detections without masks and, with
+            masks, `mask_regions`.
+        """
+        inputs, stages = dict(self.input), self._stages
+        known = {"features": stages.trunk["features"][: stages.num_roi_levels], **stages.answered}
+        known |= {name: stages.proposed[name] for name in ("proposals", "is_valid")}
+        return {
+            "trunk": keras.Model(inputs, stages.trunk, name="trunk"),
+            "propose": keras.Model({**inputs, "trunk": stages.trunk}, stages.proposed, name="propose"),
+            "detect": keras.Model({**inputs, "known": known}, stages.detected, name="detect"),
+        }
 
     def with_policy(self, policy: str) -> MaskRCNN:
         """The same model with another dtype policy ("float32", "mixed_bfloat16"...) and a copy of the weights."""
@@ -275,14 +294,15 @@ class _Stages:
     def detect(self, inputs: dict) -> dict:
         """The inference graph."""
         rpn, box = self.config.rpn, self.config.box_head
-        self.detection_trunk = trunk = self._trunk(inputs)
+        trunk = self._trunk(inputs)
         features = trunk["features"]
         propose = self._proposals(rpn.pre_nms_top_k_test, rpn.post_nms_top_k_test, "proposals")
         windows = self._windows(inputs, rpn.clip_to)
         proposals, is_valid = propose(trunk["objectness"], trunk["deltas"], self._anchors(features), windows)
         features = features[: self.num_roi_levels]
         rows = FlattenRows(name="box_rows")(is_valid)
-        class_logits, box_deltas = self.box_head(self.box_pool(features, proposals, rows))
+        box_regions = self.box_pool(features, proposals, rows)
+        class_logits, box_deltas = self.box_head(box_regions)
         detect = DetectBoxes(
             box_weights=box.box_weights,
             score_threshold=box.score_threshold,
@@ -308,16 +328,20 @@ class _Stages:
             "detection_scores": scores,
             "num_detections": count,
         }
+        # Where convolutions end and geometry begins, and the other way round.
+        self.trunk = trunk
+        self.proposed = {"proposals": proposals, "is_valid": is_valid, "box_regions": box_regions}
+        self.answered = {"class_logits": class_logits, "box_deltas": box_deltas}
+        self.detected = dict(detections)
         if self.mask_head is not None:
             is_detection = keras.ops.greater(classes, 0)
             rows = FlattenRows(name="mask_rows")(is_detection)
-            logits = self._mask_logits(features, boxes, rows, GatherRows(name="mask_classes")(classes, rows))
+            self.detected["mask_regions"] = regions = self.mask_pool(features, boxes, rows)
+            row_classes = GatherRows(name="mask_classes")(classes, rows)
+            logits = self.mask_predictor(self.mask_head(regions), row_classes)
             probabilities = MaskProbabilities(name="mask_probabilities")(logits)
             detections["detection_masks"] = ScatterRows(name="mask_scatter")(probabilities, rows, is_detection)
         return detections
-
-    def _mask_logits(self, features: list, rois: Any, rows: Any, classes: Any) -> Any:
-        return self.mask_predictor(self.mask_head(self.mask_pool(features, rois, rows)), classes)
 
     def training_graph(self) -> keras.Model:
         """Batch and seeds to loss terms and what else is observed, each [2] = (sum, normaliser)."""
@@ -390,7 +414,7 @@ class _Stages:
         rows = FlattenRows(name="foreground_rows")(keras.ops.greater(classes, 0))
         of_rows = GatherRows(name="foreground_values")
         row_classes = of_rows(classes, rows)
-        logits = self._mask_logits(features, rois, rows, row_classes)
+        logits = self.mask_predictor(self.mask_head(self.mask_pool(features, rois, rows)), row_classes)
         return MaskLoss(name="mask_loss")(logits, of_rows(targets, rows), row_classes)
 
     def loss_weights(self) -> dict[str, float]:

@@ -161,7 +161,7 @@ class Proposals(keras.layers.Layer):
         boxes = tf.pad(boxes, [[0, 0], [0, short], [0, 0]])
         scores, kept = tf.math.top_k(scores, k=self.post_nms_top_k)
         is_valid = scores > nms.EXCLUDED_SCORE
-        proposals = tf.where(is_valid[..., None], tf.gather(boxes, kept, batch_dims=1), 0.0)
+        proposals = tf.where(tf.expand_dims(is_valid, -1), tf.gather(boxes, kept, batch_dims=1), 0.0)
         return tf.stop_gradient(proposals), is_valid
 
     def _propose_on_level(
@@ -175,7 +175,7 @@ class Proposals(keras.layers.Layer):
         boxes = box_ops.clip(box_ops.decode(deltas, anchors, self.box_weights, self.max_log_scale), windows)
         usable = box_ops.are_larger(boxes, self.min_box_size) & tf.math.is_finite(scores)
         scores = tf.where(usable, scores, nms.EXCLUDED_SCORE)
-        boxes = tf.where(usable[..., None], boxes, 0.0)
+        boxes = tf.where(tf.expand_dims(usable, -1), boxes, 0.0)
         size = self.post_nms_top_k if static_count is None else min(self.post_nms_top_k, static_count)
         kept, num_valid = nms.nms_indices(boxes, scores, max_output_size=size, iou_threshold=self.nms_iou_threshold)
         is_valid = tf.range(size)[None, :] < num_valid[:, None]

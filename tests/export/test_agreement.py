@@ -25,18 +25,26 @@ def detections(*rows, masks=True):
 A, B = (10, 10, 30, 30, 1, 0.9, 0.5), (50, 50, 90, 90, 2, 0.8, 0.25)
 
 
+def compare(expected, found):
+    return agreement([(expected, found)])
+
+
 def test_the_same():
-    assert agreement(detections(A, B), detections(A, B)) == Agreement(1, 0, 0, 0)
-    assert agreement(detections(A, B), detections(B, A)) == Agreement(1, 0, 0, 0)
-    assert agreement(detections(), detections()) == Agreement()
-    assert agreement(detections(A, masks=False), detections(A, masks=False)) == Agreement()
+    assert compare(detections(A, B), detections(A, B)) == Agreement(objects=2)
+    assert compare(detections(A, B), detections(B, A)) == Agreement(objects=2)
+    assert compare(detections(), detections()) == agreement([]) == Agreement()
+    assert compare(detections(A, masks=False), detections(A, masks=False)) == Agreement(objects=1)
 
 
-def test_the_worst_differences():
+def test_differences_over_pictures():
     moved = (10, 10.5, 30, 30, 1, 0.875, 0.5)
     changed = (50, 50, 90, 91, 2, 0.8, 0.75)
-    found = agreement(detections(A, B), detections(moved, changed))
-    assert found == Agreement(matched=1, boxes=1, scores=pytest.approx(0.025), masks=0.5)
+    found = agreement([(detections(A), detections(moved)), (detections(B), detections(changed))])
+    assert (found.objects, found.matched) == (2, 1)
+    assert (found.boxes, found.scores, found.masks) == (1, pytest.approx(0.025), 0.5)
+    assert found.mean_boxes == pytest.approx(1.5 / 8)
+    assert found.mean_scores == pytest.approx(0.0125)
+    assert found.mean_masks == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -53,17 +61,18 @@ def test_the_worst_differences():
     ],
 )
 def test_objects_without_a_partner(expected, found, matched):
-    assert agreement(detections(*expected), detections(*found)).matched == matched
+    assert compare(detections(*expected), detections(*found)).matched == matched
 
 
 def test_each_takes_the_nearest():
     near = (10, 10, 30, 31, 1, 0.1, 0.5)
     far = (10, 10, 30, 38, 1, 0.9, 0.5)
-    assert agreement(detections(A), detections(far, near)).boxes == 1
+    assert compare(detections(A), detections(far, near)).boxes == 1
 
 
-def test_worst_of_two_pictures_in_words():
-    worst = Agreement(0.5, 1, 0.1, 0).worst(Agreement(1, 0.5, 0.2, 0.3))
-    assert worst == Agreement(0.5, 1, 0.2, 0.3)
-    assert str(worst) == "50.0 % of the objects found, boxes within 1 px, scores within 0.2, masks within 0.3"
-    assert str(Agreement()).startswith("all objects found")
+def test_in_words():
+    found = Agreement(4, 0.5, 1, 0.2, 0.3, 0.5, 0.1, 0.15)
+    assert str(found) == (
+        "50.0 % of the objects found, boxes 0.5 px apart, at most 1, scores 0.1 apart, at most 0.2, masks 0.15 apart, at most 0.3"
+    )
+    assert str(Agreement()).startswith("all objects found, boxes 0 px apart")

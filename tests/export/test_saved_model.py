@@ -14,7 +14,8 @@ import mrcnn_tf
 from mrcnn_tf.data.images import load_image
 from mrcnn_tf.export import saved_model as module
 from mrcnn_tf.export.agreement import Agreement
-from mrcnn_tf.export.saved_model import ExportError, export_saved_model
+from mrcnn_tf.export.folders import ExportError
+from mrcnn_tf.export.saved_model import export_saved_model
 from mrcnn_tf.predict import Predictor
 from tests.export.pictures import assert_same
 from tests.serving.c_session import CSession
