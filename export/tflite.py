@@ -50,6 +50,8 @@ def export_tflite(
     image_size: tuple[int, int],
     precision: Precision = "float32",
     calibration: Sequence[str | Path] = (),
+    proposals: int | None = None,
+    max_detections: int | None = None,
     allow_mismatch: bool = False,
     target: Literal["any", "edgetpu"] = "any",
     web: bool = False,
@@ -65,6 +67,8 @@ def export_tflite(
         precision: of weights and, with int8, of the convolutions and the box head; geometry is always float.
         calibration: pictures, folders or patterns: real ones, such as the model will see. int8 needs them for its ranges; any
             precision is compared on them. None: two drawn ones.
+        proposals: how many regions the box head looks at; None: as many as the model. Fewer are quicker and may miss objects.
+        max_detections: rows of detections; None: as many as the model's.
         allow_mismatch: write a file that does not find what the model finds, too.
         target: "edgetpu" adds the trunk as an Edge TPU takes it.
         web: add a page for browsers, `web/`.
@@ -87,6 +91,8 @@ def export_tflite(
     pictures = read_pictures(calibration)[:MOST_CALIBRATION_PICTURES] if calibration else drawn_pictures()
     if model.dtype_policy.name != "float32":
         model = model.with_policy("float32")
+    if proposals or max_detections:
+        model = _limited(model, proposals, max_detections)
     inputs = [edge_input(picture.pixels, model.config, image_size) for picture in pictures]
     static, substituted = _with_static_pooling(model, inputs)
     with new_folder(output) as folder:
@@ -129,13 +135,28 @@ def _with_static_pooling(model: MaskRCNN, inputs: Sequence[EdgeInput]) -> tuple[
         )
     if align.kind != "align" or align.sampling_ratio != 0:
         return model, {}
-    content = model.config.model_dump(mode="json")
-    content["roi_align"]["sampling_ratio"] = _STATIC_SAMPLES
-    static = MaskRCNN(ModelConfig.model_validate(content), pretrained=False)
-    static.set_weights(model.get_weights())
+    static = _changed(model, roi_align={"sampling_ratio": _STATIC_SAMPLES})
     effect = compare_with_model(reference(static), reference(model), inputs, model.config, _SURE)
     what = f"roi_align.sampling_ratio 0 (adaptive) by {_STATIC_SAMPLES}"
     return static, {"substituted": {"what": what, "effect": asdict(effect)}}
+
+
+def _limited(model: MaskRCNN, proposals: int | None, max_detections: int | None) -> MaskRCNN:
+    return _changed(
+        model,
+        rpn={} if proposals is None else {"post_nms_top_k_test": proposals},
+        box_head={} if max_detections is None else {"max_detections": max_detections},
+    )
+
+
+def _changed(model: MaskRCNN, **sections: dict[str, Any]) -> MaskRCNN:
+    """The same weights under a configuration of which some keys are others."""
+    content = model.config.model_dump(mode="json")
+    for name, changes in sections.items():
+        content[name] = {**content[name], **changes}
+    changed = MaskRCNN(ModelConfig.model_validate(content), pretrained=False)
+    changed.set_weights(model.get_weights())
+    return changed
 
 
 def _samples(content: bytes, inputs: Sequence[EdgeInput], model: MaskRCNN) -> dict[str, list[dict[str, Any]]]:

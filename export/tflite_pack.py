@@ -1,7 +1,8 @@
-"""Packing a quantised TFLite file again, with equal lists of numbers stored once.
+"""Packing a quantised TFLite file again, with what is equal in it stored once.
 
 A convolution that is quantised by channel has a scale (4 bytes) and a zero point (8 bytes) for each channel, in each signature
-that has it, and again for its bias. Most of these lists are equal, and a flatbuffer can refer to one of them many times.
+that has it, and again for its bias. Most of these lists are equal, and a flatbuffer can refer to one of them many times. So are
+constants of the signatures, such as anchors.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ def pack_shared(content: bytes) -> bytes:
     builder = _SharingBuilder(len(content) // 4)
     builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
     packed = bytearray(builder.Output())
-    places = []
+    places: dict[bytes, int] = {}
     for data in weights:
-        packed += bytes(-len(packed) % _ALIGNMENT)
-        places.append(len(packed))
-        packed += data
+        if data and data not in places:
+            packed += bytes(-len(packed) % _ALIGNMENT)
+            places[data] = len(packed)
+            packed += data
     root = schema.Model.GetRootAs(packed, 0)
-    for number, (place, data) in enumerate(zip(places, weights, strict=True)):
+    for number, data in enumerate(weights):
         if data:
-            flatbuffer_utils.update_packed_buffer(root.Buffers(number), offset=place, size=len(data))
+            flatbuffer_utils.update_packed_buffer(root.Buffers(number), offset=places[data], size=len(data))
     return bytes(packed)
 
 

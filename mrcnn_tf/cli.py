@@ -227,6 +227,10 @@ def export_tflite(
         list[str] | None,
         typer.Option(help="Folder, picture or glob of real pictures: int8 measures its ranges on them; may be repeated."),
     ] = None,
+    proposals: Annotated[
+        int | None, typer.Option(min=1, help="Regions that the box head looks at. Default: the model's.")
+    ] = None,
+    max_detections: Annotated[int | None, typer.Option(min=1, help="Rows of detections. Default: the model's.")] = None,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Write a file that does not find what the model finds, too.")
     ] = False,
@@ -249,6 +253,8 @@ def export_tflite(
             image_size=image_size,
             precision=precision,
             calibration=calibration or (),
+            proposals=proposals,
+            max_detections=max_detections,
             allow_mismatch=allow_mismatch,
             target=target,
             web=web,

@@ -231,6 +231,15 @@ def test_adaptive_sampling_is_replaced_and_the_effect_is_told(tiny_config, pictu
     assert (same, nothing) == (static, {})
 
 
+def test_fewer_regions(tiny_model):
+    limited = module._limited(tiny_model, 7, 3)
+    assert limited.config.rpn.post_nms_top_k_test == 7
+    assert limited.config.box_head.max_detections == 3
+    for ours, theirs in zip(tiny_model.get_weights(), limited.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert module._limited(tiny_model, None, 3).config.rpn == tiny_model.config.rpn
+
+
 def test_boxes_only(tiny_config, pictures, tmp_path):
     model = MaskRCNN(with_model(tiny_config, mask_head={"enabled": False}))
     folder = export_tflite(model, tmp_path / "boxes", image_size=(64, 128), calibration=[pictures["png"]])
