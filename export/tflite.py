@@ -163,7 +163,7 @@ def _samples(content: bytes, inputs: Sequence[EdgeInput], model: MaskRCNN) -> di
     """What the quantised signatures are given, made by running the stages in float."""
     run = EdgeRunner(content)
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in _QUANTISED}
-    for picture in track([_with_extremes(inputs[0], model.config), *inputs[1:]], "calibrating"):
+    for picture in track([_with_extremes(picture, model.config) for picture in inputs], "calibrating"):
         size = {"image_size": picture.image_size}
         image = {"image": picture.image, **size}
         seen = run("trunk", image)
@@ -181,7 +181,7 @@ def _samples(content: bytes, inputs: Sequence[EdgeInput], model: MaskRCNN) -> di
 
 
 def _with_extremes(picture: EdgeInput, config: ModelConfig) -> EdgeInput:
-    """With a black and a white pixel, so that the range of the input is that of all pixels there are.
+    """With a black and a white pixel, so that the range of the input, a mean over pictures, is that of all pixels there are.
 
     Whole levels, normalised by whole numbers, then lie on the steps of int8 and not in the middle between two of them, where
     processors round differently.

@@ -7,6 +7,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from typer.testing import CliRunner
 
 from mrcnn_tf import cli
@@ -169,16 +170,17 @@ def test_int8_with_float_geometry(tiny_model, content, pictures, tmp_path):
 
 
 def input_steps(data):
-    """Scale and zero point of the input of the first convolution."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=data)
-    first = next(
-        detail
-        for detail in interpreter.get_tensor_details()
-        if detail["dtype"] == np.int8 and detail["shape"].tolist() == [1, *SIZE, 3]
-    )
-    return first["quantization"]
+    """Scale and zero point of the input of the trunk's first convolution."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    inputs = {
+        (float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0]))
+        for subgraph in model.subgraphs
+        for tensor in subgraph.tensors
+        if tensor.type == schema.TensorType.INT8 and list(tensor.shape) == [1, *SIZE, 3]
+    }
+    # The same in `full` and `trunk`.
+    (steps,) = inputs
+    return steps
 
 
 def assert_no_pixel_between_steps(data, config):
