@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from mrcnn_tf.export.edge_graph import EdgeGraph
 from mrcnn_tf.export.edge_inputs import EdgeInput
 from mrcnn_tf.export.folders import ExportError
-from mrcnn_tf.export.tflite_convert import operations, quiet_converter
+from mrcnn_tf.export.quiet import without_warnings
+from mrcnn_tf.export.tflite_convert import operations
 from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
 
 FILE = "trunk_edgetpu.tflite"
@@ -86,7 +87,7 @@ def _converted(trunk: _Trunk, inputs: Sequence[EdgeInput]) -> bytes:
         for picture in inputs:
             yield [picture.image.astype(np.float32)]
 
-    with tempfile.TemporaryDirectory() as folder, quiet_converter():
+    with tempfile.TemporaryDirectory() as folder, without_warnings():
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(trunk, folder, signatures={"trunk": trunk.signature}, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["trunk"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +14,7 @@ import mrcnn_tf
 from mrcnn_tf.export.agreement import Agreement, agreement
 from mrcnn_tf.export.folders import ExportError, new_folder
 from mrcnn_tf.export.operator_files import write_operator_files
+from mrcnn_tf.export.quiet import without_warnings
 from mrcnn_tf.export.serving_graph import ServingGraph
 from mrcnn_tf.export.warmup import WARMUP_FILE, Picture, batch_sizes, drawn_pictures, read_pictures, warmup_requests, write_warmup
 from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
@@ -104,7 +103,7 @@ def compare(folder: Path, predictor: Predictor, pictures: Sequence[Picture], pol
     Raises:
         ExportError: the export finds other objects, or differs by more than the tolerance.
     """
-    with _without_warnings():
+    with without_warnings():
         serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
     answer = serve(image_bytes=tf.constant([picture.data for picture in pictures]))
     outputs = {key: value.numpy() for key, value in answer.items()}
@@ -114,18 +113,6 @@ def compare(folder: Path, predictor: Predictor, pictures: Sequence[Picture], pol
     if compared.matched < LEAST_MATCHED or compared.boxes > BOX_TOLERANCE * looser or compared.scores > SCORE_TOLERANCE * looser:
         raise ExportError(f"the export does not compute what the model computes: {compared}")
     return compared
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """TensorFlow warns that gradients were not saved; nobody asks for them."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _free_version(output: Path, version: int | None) -> int:

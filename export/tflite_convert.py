@@ -6,14 +6,13 @@ import io
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-from absl import logging
 
 from mrcnn_tf.export.edge_graph import EdgeGraph
+from mrcnn_tf.export.quiet import without_warnings
 
 LABELS = "labels.txt"
 
@@ -28,7 +27,7 @@ def convert(graph: EdgeGraph, signatures: Mapping[str, Any]) -> bytes:
     Returns:
         The file, built-in operations only.
     """
-    with tempfile.TemporaryDirectory() as folder, quiet_converter():
+    with tempfile.TemporaryDirectory() as folder, without_warnings():
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(graph, folder, signatures=signatures, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
@@ -60,14 +59,3 @@ def operations(content: bytes) -> Counter[tuple[str, int]]:
         subgraph = model.Subgraphs(number)
         found.update(kinds[subgraph.Operators(i).OpcodeIndex()] for i in range(subgraph.OperatorsLength()))
     return found
-
-
-@contextmanager
-def quiet_converter() -> Iterator[None]:
-    """Without the converter's warnings of gradients and deprecation."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

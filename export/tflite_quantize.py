@@ -6,13 +6,12 @@ So only what `trunk`, `box` and `mask` compute is quantised, statically, with ra
 
 from __future__ import annotations
 
-import io
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
+
+from mrcnn_tf.export.quiet import without_chatter
 
 Inputs = dict[str, NDArray[Any]]
 
@@ -48,7 +47,7 @@ def halve(content: bytes) -> bytes:
             op_config=cast,
             algorithm_key=algorithm_manager.AlgorithmName.FLOAT_CASTING,
         )
-    with _quiet():
+    with without_chatter():
         halved = work.quantize().quantized_model
     assert halved is not None
     return bytes(halved)
@@ -71,21 +70,8 @@ def quantize(content: bytes, samples: Mapping[str, Sequence[Inputs]]) -> bytes:
     for kinds, names in ((_HEADS, ".*"), (_BETWEEN, _TRUNK)):
         for kind in kinds:
             work.add_static_config(names, TFLOperationName[kind], activation_num_bits=BITS, weight_num_bits=BITS)
-    with _quiet():
+    with without_chatter():
         ranges = work.calibrate({name: list(inputs) for name, inputs in samples.items()})
         quantised = work.quantize(ranges).quantized_model
     assert quantised is not None
     return bytes(quantised)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the quantiser's sizes on stdout, and its warnings that signatures share constants, which they are meant to."""
-    logger = logging.getLogger()
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(before)

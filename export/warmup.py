@@ -6,7 +6,6 @@ The first run of a signature is slow: kernels are chosen, memory is got, XLA com
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from PIL import Image
 
-from mrcnn_tf.data.images import image_paths, load_image
+from mrcnn_tf.data.images import encode_png, encoded_image, image_paths, load_image
 from mrcnn_tf.data.shapes import draw_shapes
 
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 MAX_REQUESTS = 1000
 """TensorFlow Serving refuses a version with more."""
 _DRAWN_SIZES = ((480, 640), (640, 480))
-_JPEG_MAGIC, _PNG_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
 class Picture(NamedTuple):
@@ -41,7 +38,7 @@ class Picture(NamedTuple):
 def drawn_pictures() -> list[Picture]:
     """Two pictures of drawn shapes as PNG, 4 to 3 and 3 to 4, as cameras have them."""
     drawn = [draw_shapes(0, number, image_size=size)[0] for number, size in enumerate(_DRAWN_SIZES)]
-    return [Picture(_png(image), image) for image in drawn]
+    return [Picture(encode_png(image), image) for image in drawn]
 
 
 def read_pictures(sources: Sequence[str | Path]) -> list[Picture]:
@@ -53,11 +50,7 @@ def read_pictures(sources: Sequence[str | Path]) -> list[Picture]:
     Raises:
         ImageError: one cannot be read.
     """
-    pictures = []
-    for path in image_paths(sources):
-        pixels, data = load_image(path), path.read_bytes()
-        pictures.append(Picture(data if data.startswith((_JPEG_MAGIC, _PNG_MAGIC)) else _png(pixels), pixels))
-    return pictures
+    return [Picture(encoded_image(path), load_image(path)) for path in image_paths(sources)]
 
 
 def batch_sizes(largest: int) -> list[int]:
@@ -120,9 +113,3 @@ def _requests(pictures: Sequence[Picture], name: str, signatures: Collection[str
                 )
                 request.inputs[key].CopyFrom(tf.make_tensor_proto(batch))
                 yield log
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,16 +9,13 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from mrcnn_tf.data.images import ImageError, load_image
+from mrcnn_tf.data.images import ImageError, encoded_image, load_image
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.paste import PasteRule
 from mrcnn_tf.prediction_files import write_predictions
 from mrcnn_tf.serving_target import ServingError, Target
 
-_SENT_AS_THEY_ARE = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-"""How JPEG and PNG start."""
 _OUTPUTS = (
     "image_errors",
     "num_detections",
@@ -91,7 +87,7 @@ class ServingClient:
             ImageError: the picture cannot be read, here or there.
             ServingError: the server cannot be used.
         """
-        data = _encoded(Path(path))
+        data = encoded_image(path)
         try:
             return self.detect_bytes(data)
         except ImageError as error:
@@ -198,19 +194,6 @@ def _categories(classes: Sequence[int], ids: Sequence[Any], names: Sequence[Any]
 
 def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _encoded(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: not a readable image: {error.strerror}") from error
-    if data.startswith(_SENT_AS_THEY_ARE):
-        return data
-    encoded = io.BytesIO()
-    # It is read once, so it need not be small.
-    Image.fromarray(load_image(path)).save(encoded, format="PNG", compress_level=1)
-    return encoded.getvalue()
 
 
 class _Transport(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image, ImageOps
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """What counts as an image when a folder is listed."""
 
+_JPEG_OR_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+"""How their files start."""
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _WHITE_16_BIT = 65535
 _FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -46,6 +49,26 @@ def load_image(path: str | Path) -> np.ndarray:
         raise ImageError(f"{path}: {error}") from error
     except _FAULTS as error:
         raise ImageError(f"{path}: not a readable image: {error}") from error
+
+
+def encoded_image(path: str | Path) -> bytes:
+    """A picture as a server takes it: the file itself if it is JPEG or PNG, otherwise what `load_image` reads, as PNG.
+
+    Raises:
+        ImageError: the file cannot be read, or is of another kind and no image.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: not a readable image: {error.strerror}") from error
+    return data if data.startswith(_JPEG_OR_PNG) else encode_png(load_image(path))
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """The file of a uint8 RGB picture [h, w, 3]; it is read once, so it need not be small."""
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format="PNG", compress_level=1)
+    return encoded.getvalue()
 
 
 def image_paths(arguments: Iterable[str | Path]) -> list[Path]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrcnn_tf.data.images import ImageError, image_paths, load_image
+from mrcnn_tf.data.images import ImageError, encoded_image, image_paths, load_image
 
 
 @pytest.fixture
@@ -113,3 +113,18 @@ def test_image_paths_say_when_nothing_matches(tmp_path):
     for arguments in ([], [tmp_path], [tmp_path / "*.png"]):
         with pytest.raises(ImageError, match="image"):
             image_paths(arguments)
+
+
+def test_a_picture_as_a_server_takes_it(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        assert encoded_image(tmp_path / name) == (tmp_path / name).read_bytes()
+    Image.fromarray(pixels).save(tmp_path / "a.tiff")
+    (tmp_path / "b.png").write_bytes(encoded_image(tmp_path / "a.tiff"))
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    np.testing.assert_array_equal(load_image(tmp_path / "b.png"), pixels)
+    (tmp_path / "c.gif").write_bytes(b"nothing")
+    for name in ("c.gif", "missing.jpg"):
+        with pytest.raises(ImageError, match=name.replace(".", r"\.")):
+            encoded_image(tmp_path / name)
