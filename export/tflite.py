@@ -16,6 +16,7 @@ from rich.progress import track
 
 import mrcnn_tf
 from mrcnn_tf.config import ModelConfig
+from mrcnn_tf.data.images import image_paths
 from mrcnn_tf.export.agreement import Agreement
 from mrcnn_tf.export.edge_graph import MASK_ROWS, EdgeGraph
 from mrcnn_tf.export.edge_inputs import EdgeInput, edge_input
@@ -88,7 +89,7 @@ def export_tflite(
         raise ExportError("int8 needs pictures to measure its ranges on: --calibration DIR, 16 or more like those it will see")
     if not installed_runtimes():
         raise ExportError("no TFLite runtime to compare the file in: pip install 'mrcnn-tf[edge]'")
-    pictures = read_pictures(calibration)[:MOST_CALIBRATION_PICTURES] if calibration else drawn_pictures()
+    pictures = read_pictures(image_paths(calibration)[:MOST_CALIBRATION_PICTURES]) if calibration else drawn_pictures()
     if model.dtype_policy.name != "float32":
         model = model.with_policy("float32")
     if proposals or max_detections:
@@ -175,9 +176,14 @@ def _samples(content: bytes, inputs: Sequence[EdgeInput], model: MaskRCNN) -> di
         samples["trunk"].append(image)
         samples["box"].append(regions)
         if model.mask_head is not None:
-            classes = found["detection_classes"][0, :MASK_ROWS].astype(np.int32)
-            samples["mask"].append({"regions": found["mask_regions"][:MASK_ROWS], "classes": classes})
+            classes = found["detection_classes"][0].astype(np.int32)
+            samples["mask"].append({"regions": _mask_call(found["mask_regions"]), "classes": _mask_call(classes)})
     return {name: values for name, values in samples.items() if values}
+
+
+def _mask_call(rows: NDArray[Any]) -> NDArray[Any]:
+    """As many rows as a call of `mask` has: the first ones [D, ...], again from the start where there are fewer."""
+    return np.resize(rows, (MASK_ROWS, *rows.shape[1:]))
 
 
 def _with_extremes(picture: EdgeInput, config: ModelConfig) -> EdgeInput:

@@ -242,6 +242,12 @@ def test_fewer_regions(tiny_model):
     assert module._limited(tiny_model, None, 3).config.rpn == tiny_model.config.rpn
 
 
+def test_a_call_of_mask_is_filled_where_there_are_fewer_rows():
+    rows = np.arange(10)[:, None]
+    assert module._mask_call(rows).ravel().tolist() == list(range(8))
+    assert module._mask_call(rows[:3]).ravel().tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
 def test_boxes_only(tiny_config, pictures, tmp_path):
     model = MaskRCNN(with_model(tiny_config, mask_head={"enabled": False}))
     folder = export_tflite(model, tmp_path / "boxes", image_size=(64, 128), calibration=[pictures["png"]])
