@@ -3,7 +3,8 @@
     python benchmarks/edge.py [--rounds 5] [--networks lite0 r50] [--output benchmarks/edge.json]
 
 One thread, ai-edge-litert, signature `full`; the files of a network in turns, medians over rounds. ROIAlign is in the stages
-`propose` and `detect`, beside decoding and suppression; 100 proposals and 50 detections for EfficientNet-Lite0, 300 and 100 for
+`propose` and `detect`, beside decoding and suppression; its own time is that of two more files, which hold nothing else and are
+given the features and boxes of the picture. 100 proposals and 50 detections for EfficientNet-Lite0, 300 and 100 for
 ResNet-50. The weights are random and there are four classes, so that all rows of
 detections are taken; what is found means nothing here, and the files are written with `allow_mismatch`.
 """
@@ -16,6 +17,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,8 @@ def _network(name: str, folder: Path, rounds: int) -> dict[str, Any]:
         sizes_of[precision] = len(content)
         runners[precision] = EdgeRunner(content)
     picture = edge_input(image, model.config, (side, side))._asdict()
+    aligns = _roi_aligns(model, runners["float32"], picture)
+    align_seconds: dict[str, list[float]] = {pool: [] for pool in aligns}
     seconds: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
     stages: dict[str, list[dict[str, float]]] = {precision: [] for precision in PRECISIONS}
     for number in range(rounds + 1):
@@ -86,6 +91,12 @@ def _network(name: str, folder: Path, rounds: int) -> dict[str, Any]:
             if number:
                 seconds[precision].append(taken)
                 stages[precision].append(parts)
+        for pool, align in aligns.items():
+            started = time.perf_counter()
+            align()
+            if number:
+                align_seconds[pool].append(time.perf_counter() - started)
+    align_ms = {pool: round(1000 * statistics.median(values), 1) for pool, values in align_seconds.items()}
     milliseconds = {precision: round(1000 * statistics.median(values), 1) for precision, values in seconds.items()}
     return {
         "config": config,
@@ -98,7 +109,42 @@ def _network(name: str, folder: Path, rounds: int) -> dict[str, Any]:
             precision: {stage: round(1000 * statistics.median(run[stage] for run in runs), 1) for stage in runs[0]}
             for precision, runs in stages.items()
         },
+        "roi_align_ms": align_ms,
+        "roi_align_share": {key: round(sum(align_ms.values()) / value, 3) for key, value in milliseconds.items()},
     }
+
+
+def _roi_aligns(model: Any, run: Any, picture: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """ROIAlign of the box head and of the mask head alone, on what the file finds in the picture."""
+    import tensorflow as tf
+
+    from mrcnn_tf.export.edge_runtimes import EdgeRunner
+    from mrcnn_tf.ops.static_graph import static_graph
+
+    size = {"image_size": picture["image_size"]}
+    seen = run("trunk", picture)
+    features = {name: value for name, value in seen.items() if name.startswith("p")}
+    pools = {
+        "box_pool": (model.get_layer("box_pool"), run("propose", {**size, **seen})["rois"]),
+        "mask_pool": (model.get_layer("mask_pool"), run("full", picture)["detection_boxes"]),
+    }
+    found: dict[str, Callable[[], Any]] = {}
+    for name, (pool, boxes) in pools.items():
+
+        def align(boxes: Any, pool: Any = pool, **maps: Any) -> dict[str, Any]:
+            with static_graph():
+                return {"regions": pool(list(maps.values()), boxes, tf.range(boxes.shape[1]))}
+
+        inputs = {**features, "boxes": boxes}
+        specs = {key: tf.TensorSpec(value.shape, value.dtype, name=key) for key, value in inputs.items()}
+        function = tf.function(align, autograph=False).get_concrete_function(**specs)
+        module = tf.Module()
+        with tempfile.TemporaryDirectory() as folder:
+            options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+            tf.saved_model.save(module, folder, signatures={name: function}, options=options)
+            content = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[name]).convert()
+        found[name] = partial(EdgeRunner(bytes(content)), name, inputs)
+    return found
 
 
 def _stages(run: Any, picture: dict[str, Any]) -> dict[str, float]:
