@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mrcnn_tf.ops.static_graph import in_static_graph
+
 NORMS = ("frozen", "batch", "sync_batch", "group", "none")
 BATCH_NORM_MOMENTUM = 0.9
 """Of the running statistics: torch's 0.1 read the other way round (Keras's 0.99 forgets too slowly for fine-tuning)."""
@@ -33,7 +35,29 @@ def make_norm_layer(norm: str, channels: int, **options: Any) -> keras.layers.La
     if norm in ("batch", "sync_batch"):
         synchronized = norm == "sync_batch"
         return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, synchronized=synchronized, name="norm", **options)
-    return keras.layers.GroupNormalization(groups=math.gcd(GROUP_NORM_GROUPS, channels), name="norm", **options)
+    return GroupNorm(groups=math.gcd(GROUP_NORM_GROUPS, channels), name="norm", **options)
+
+
+@keras.saving.register_keras_serializable(package="mrcnn_tf")
+class GroupNorm(keras.layers.GroupNormalization):
+    """Keras' layer (Wu & He, 2018), without tensors of five dimensions in a static graph: GPUs do not run those of TFLite."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Normalise [B, H, W, C]."""
+        if not in_static_graph():
+            return super().call(inputs)
+        pixels = tf.cast(inputs, tf.float32)
+        centred = pixels - self._group_mean(pixels)
+        scale = tf.math.rsqrt(self._group_mean(tf.square(centred)) + self.epsilon) * tf.cast(self.gamma, tf.float32)
+        return tf.cast(centred * scale + tf.cast(self.beta, tf.float32), self.compute_dtype)
+
+    def _group_mean(self, values: tf.Tensor) -> tf.Tensor:
+        """[B, 1, 1, C]: of the channel's group."""
+        channels = values.shape[-1]
+        size = channels // self.groups
+        means = tf.reshape(tf.reduce_mean(values, axis=[1, 2]), [-1, 1, self.groups, size])
+        means = tf.reduce_mean(means, axis=3, keepdims=True)
+        return tf.reshape(tf.concat([means] * size, axis=3), [-1, 1, 1, channels])
 
 
 def add_frozen_norm(layer: keras.layers.Layer, channels: int, gamma_initializer: Any = "ones") -> None:

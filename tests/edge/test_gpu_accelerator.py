@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[2]
 ICD = "VK_ICD_FILENAMES"
 RUNS = [
     *((f"lite-{precision}", signature) for precision in ("float32", "float16", "int8") for signature in ("trunk", "box", "mask")),
+    *(("resnet-float32", signature) for signature in ("trunk", "box", "mask")),
     *(("crop-float32", signature) for signature in ("trunk", "box")),
 ]
-"""Files and signatures. Not those with group normalisation, which has tensors of five dimensions and so stays on the CPU."""
+"""Files and signatures."""
 ON_GPU, ON_CPU = "Created a WebGPU environment", "operations will run on the CPU"
 """In the log. (`is_fully_accelerated()` is true where a few operations of many are accelerated.)"""
 RTOL = {"float32": 1e-4, "float16": 1e-4, "int8": 0.15}

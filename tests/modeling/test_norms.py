@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from mrcnn_tf.modeling.norms import Norm
+from mrcnn_tf.ops.static_graph import static_graph
 
 RNG = np.random.default_rng(0)
 
@@ -42,6 +43,30 @@ def test_group_norm_is_of_32_groups():
     y = Norm("group")(x).numpy().reshape(2, 20, 32, 2)
     np.testing.assert_allclose(y.mean(axis=(1, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(y.std(axis=(1, 3)), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_group_norm_is_the_same_in_a_static_graph(dtype):
+    layer, x = Norm("group", dtype=dtype), inputs("bfloat16" if dtype == "mixed_bfloat16" else "float32")
+    layer.build(x.shape)
+    for weight in layer.weights:
+        weight.assign(RNG.uniform(0.5, 2, weight.shape))
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            return y, tape.gradient(tf.reduce_sum(tf.cast(y, tf.float32) ** 3), x)
+
+    expected = gradient()
+    with static_graph():
+        operations = tf.function(layer).get_concrete_function(x).graph.get_operations()
+        assert max(len(output.shape) for operation in operations for output in operation.outputs if output.shape.rank) == 4
+        found = gradient()
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == x.dtype
+        one, other = (tf.cast(value, tf.float32) for value in (one, other))
+        np.testing.assert_allclose(one, other, rtol=0.02 if dtype == "mixed_bfloat16" else 1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "sync_batch", "group"])
