@@ -12,6 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mrcnn_tf.export.quiet import without_chatter
+from mrcnn_tf.export.tflite_channels import make_room_for_biases
 
 Inputs = dict[str, NDArray[Any]]
 
@@ -66,7 +67,7 @@ def quantize(content: bytes, samples: Mapping[str, Sequence[Inputs]]) -> bytes:
     from ai_edge_quantizer import quantizer
     from ai_edge_quantizer.qtyping import TFLOperationName
 
-    work = quantizer.Quantizer(bytearray(content))
+    work = quantizer.Quantizer(bytearray(make_room_for_biases(content)))
     for kinds, names in ((_HEADS, ".*"), (_BETWEEN, _TRUNK)):
         for kind in kinds:
             work.add_static_config(names, TFLOperationName[kind], activation_num_bits=BITS, weight_num_bits=BITS)
