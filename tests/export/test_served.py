@@ -139,6 +139,7 @@ def answers(client, path):
         return False
 
 
+@pytest.mark.slow
 def test_a_new_version_beside_an_old_one(exported, tiny_model, pictures, tmp_path):
     folder = tmp_path / "served"
     shutil.copytree(exported, folder / "1")

@@ -45,6 +45,13 @@ def run(content):
     return EdgeRunner(content)
 
 
+@pytest.fixture
+def converted_before(content, monkeypatch):
+    """The float32 file in place of another conversion of the same model."""
+    plain = content[: content.rindex(b"PK\x03\x04")]
+    monkeypatch.setattr(module, "convert", lambda *_, **__: plain)
+
+
 def full(run):
     return lambda picture: run("full", picture._asdict())
 
@@ -142,12 +149,14 @@ def test_evaluate_takes_a_bundle(bundle, shapes_dir, tmp_path):
     assert "a bundle has one size" in refused.output
 
 
+@pytest.mark.usefixtures("converted_before")
 def test_float16_halves_the_file(tiny_model, content, pictures, tmp_path):
     folder = export_tflite(tiny_model, tmp_path / "half", image_size=SIZE, precision="float16", calibration=[pictures["jpeg"]])
     assert (folder / "model.tflite").stat().st_size < 0.56 * len(content)
     assert json.loads((folder / "model.json").read_text())["parity"]["ai-edge-litert"]["matched"] >= 0.97
 
 
+@pytest.mark.usefixtures("converted_before")
 def test_int8_with_float_geometry(tiny_model, content, pictures, tmp_path):
     names = ("jpeg", "png", "turned", "alpha", "turned_png", "grey")
     folder = export_tflite(
@@ -207,9 +216,8 @@ def test_refusals(tiny_model, tiny_config, pictures, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_a_file_that_disagrees_is_not_written(tiny_model, content, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "convert", lambda *_, **__: content)
-    monkeypatch.setattr(module, "with_labels", lambda data, _: data)
+@pytest.mark.usefixtures("converted_before")
+def test_a_file_that_disagrees_is_not_written(tiny_model, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TOLERANCES", {"float32": replace(TOLERANCES["float32"], most={"boxes": -1.0})})
     with pytest.raises(ExportError, match=r"does not find what the model finds in ai-edge-litert.*--allow-mismatch"):
         export_tflite(tiny_model, tmp_path / "x", image_size=SIZE, calibration=[pictures["png"]])
@@ -248,6 +256,7 @@ def test_a_call_of_mask_is_filled_where_there_are_fewer_rows():
     assert module._mask_call(rows[:3]).ravel().tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
+@pytest.mark.slow
 def test_boxes_only(tiny_config, pictures, tmp_path):
     model = MaskRCNN(with_model(tiny_config, mask_head={"enabled": False}))
     folder = export_tflite(model, tmp_path / "boxes", image_size=(64, 128), calibration=[pictures["png"]])
