@@ -63,5 +63,6 @@ def _constant(model: Any, tensor: Any) -> NDArray[np.float32] | None:
 def _lift(weights: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
     """In place; weights [O, ...] and bias [O]."""
     least = _LEAST * np.abs(bias)
-    for channel in np.flatnonzero(np.abs(weights).reshape(len(bias), -1).max(axis=1) < least):
-        weights[(channel, *[0] * (weights.ndim - 1))] = least[channel]
+    first = weights[(slice(None), *[0] * (weights.ndim - 1))]
+    dead = np.abs(weights).reshape(len(bias), -1).max(axis=1) < least
+    first[dead] = least[dead]
