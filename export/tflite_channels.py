@@ -63,6 +63,7 @@ def _constant(model: Any, tensor: Any) -> NDArray[np.float32] | None:
 def _lift(weights: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
     """In place; weights [O, ...] and bias [O]."""
     least = _LEAST * np.abs(bias)
-    first = weights[(slice(None), *[0] * (weights.ndim - 1))]
+    place: Any = (slice(None), *[0] * (weights.ndim - 1))
+    first = weights[place]
     dead = np.abs(weights).reshape(len(bias), -1).max(axis=1) < least
     first[dead] = least[dead]
