@@ -31,7 +31,7 @@ $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[pretrained,serving,edge,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[pretrained,serving,edge,tfds,fast-eval,dev]'
 	@touch $@
 
 demo: $(READY)

@@ -61,13 +61,13 @@ def main() -> None:
 class CocoObjects(Dataset):
     """Images of a COCO file with boxes, labels and whole-image bitmaps of their objects."""
 
-    def __init__(self, folder: Path, annotations: Path):
+    def __init__(self, folder: Path, annotations: Path, transforms: v2.Transform | None = None):
         self._folder, self._coco = folder, COCO(str(annotations))
         objects = {key: [item for item in self._coco.imgToAnns[key] if _is_object(item)] for key in self._coco.imgs}
         self._objects = {key: items for key, items in objects.items() if items}
         self._keys = list(self._objects)
         flip, to_float = v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float, scale=True)
-        self._transforms = v2.Compose([flip, v2.PILToTensor(), to_float])
+        self._transforms = transforms or v2.Compose([flip, v2.PILToTensor(), to_float])
 
     def __len__(self) -> int:
         return len(self._keys)

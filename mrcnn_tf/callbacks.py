@@ -142,7 +142,8 @@ class CocoEvaluation(keras.callbacks.Callback):
         """Evaluate when it is time."""
         if logs is None or not self.every or not ((epoch + 1) % self.every == 0 or self.last_step()):
             return
-        for kind, figures in self.measure().items():
+        found = self.measure()
+        for kind, figures in ((kind, found[kind]) for kind in ("bbox", "segm") if kind in found):
             measured = {figure: figures[figure] for figure in ("AP", "AP50", "AP75") if figures[figure] is not None}
             logs.update({f"val_{kind}_{figure}": value for figure, value in measured.items()})
 
@@ -218,20 +219,28 @@ class EarlyStopping(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-class Checks(keras.callbacks.Callback):
-    """Calls a function before and after each execution, which may raise to end the run."""
+class Agreement(keras.callbacks.Callback):
+    """Ends the run in all processes when one of them wants to end it; comes last. One that went on alone would wait without end.
 
-    def __init__(self, check: Callable[[], None]) -> None:
+    The function that is called asks the others: of the flags it is given, it gives back which are set in any process, and it may
+    raise to end the run.
+    """
+
+    def __init__(self, agree: Callable[..., Sequence[bool]]) -> None:
         super().__init__()
-        self.check = check
+        self.agree = agree
 
-    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        """Check."""
-        self.check()
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Ask whether something has come up since the last step."""
+        self.agree()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Check."""
-        self.check()
+        """Ask."""
+        (self.model.stop_training,) = self.agree(self.model.stop_training)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Ask."""
+        (self.model.stop_training,) = self.agree(self.model.stop_training)
 
 
 class NonFiniteLossError(ValueError):

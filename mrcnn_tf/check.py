@@ -36,18 +36,30 @@ def summary_lines(check: DataCheck, num_lines: int = NUM_LINES) -> list[str]:
         check: of the data set.
         num_lines: faults shown at most; the others are counted.
     """
-    marked = [("error", fault) for fault in check.errors] + [("warning", fault) for fault in check.warnings]
-    lines = [f"{mark}: {fault.kind}: {_place(fault)}: {fault.message}" for mark, fault in marked[:num_lines]]
-    if len(marked) > num_lines:
-        lines.append(f"... and {len(marked) - num_lines} more")
-    for name, faults in (("errors", check.errors), ("warnings", check.warnings)):
-        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(fault.kind for fault in faults).items())
-        lines.append(f"{name}: {len(faults)}" + (f" ({kinds})" if kinds else ""))
+    lines = fault_lines(check.errors, check.warnings, num_lines)
     sizes = ", ".join(f"{sum(row[size] for row in check.counts.values())} {size}" for size in SIZES)
     empty = f", {len(check.empty_images)} of them without objects" if check.empty_images else ""
     lines.append(
         f"{check.num_images} images{empty}; {check.num_objects} objects ({sizes}), {check.num_crowd} of them crowd regions"
     )
+    return lines
+
+
+def fault_lines(errors: Sequence[Fault], warnings: Sequence[Fault], num_lines: int = NUM_LINES) -> list[str]:
+    """Faults as lines of text, errors first, and how many there are of each kind.
+
+    Args:
+        errors: to show.
+        warnings: to show.
+        num_lines: faults shown at most; the others are counted.
+    """
+    marked = [("error", fault) for fault in errors] + [("warning", fault) for fault in warnings]
+    lines = [f"{mark}: {fault.kind}: {_place(fault)}: {fault.message}" for mark, fault in marked[:num_lines]]
+    if len(marked) > num_lines:
+        lines.append(f"... and {len(marked) - num_lines} more")
+    for name, faults in (("errors", errors), ("warnings", warnings)):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(fault.kind for fault in faults).items())
+        lines.append(f"{name}: {len(faults)}" + (f" ({kinds})" if kinds else ""))
     return lines
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -23,11 +24,18 @@ app = typer.Typer(
 export_app = typer.Typer(help="Turn a model into what a server or a device runs.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
 
+_MISTAKES = (ValueError, OSError, ModuleNotFoundError)
+
 Model = Annotated[Path, typer.Argument(help="A .keras file.", metavar="MODEL")]
 ModelOrBundle = Annotated[Path, typer.Argument(help="A .keras file, or a bundle of `export tflite`.", metavar="MODEL")]
 Runtime = Annotated[str | None, typer.Option(help="Of a bundle: auto, litert or tflite-runtime.")]
 MinSize = Annotated[int | None, typer.Option(help="Shortest edge, pixels. Default: the model's own.", min=1)]
 MaxSize = Annotated[int | None, typer.Option(help="Upper bound of the longest edge, pixels. Default: the model's own.", min=1)]
+TtaScales = Annotated[
+    list[int] | None,
+    typer.Option("--tta-scale", min=1, help="Look at each picture with this shortest edge, too, and merge; may be repeated."),
+]
+TtaFlip = Annotated[bool, typer.Option("--tta-flip", help="Look at each picture mirrored, too, and merge.")]
 
 
 @app.command()
@@ -39,6 +47,9 @@ def train(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Read all data first, and go on without what is faulty (data.skip_bad=true).")
     ] = False,
+    interrupted_status: Annotated[
+        int, typer.Option(min=0, max=255, help="Exit status of a run that SIGTERM has ended; 75 for one that is started again.")
+    ] = 0,
 ) -> None:
     """Train a model as a configuration says. SIGTERM saves and ends the run; --resume goes on with it."""
     with _readable_errors():
@@ -48,11 +59,13 @@ def train(
         silence_tensorflow()
         from mrcnn_tf.train import train as run
 
-        finished = run(resolved, output, resume=resume)
+        with _leaving_at_once():
+            finished = run(resolved, output, resume=resume)
         how = "interrupted, go on with --resume; " if finished.interrupted else ""
-        typer.echo(
-            f"{how}{finished.steps} steps, {finished.seconds:.0f} s in steps; {output / 'last.keras'}, {output / 'metrics.csv'}"
-        )
+        where = f"{output / 'last.keras'}, {output / 'metrics.csv'}" if finished.is_chief else "the chief has the files"
+        typer.echo(f"{how}{finished.steps} steps, {finished.seconds:.0f} s in steps; {where}")
+        if finished.interrupted:
+            raise typer.Exit(interrupted_status)
 
 
 @app.command("check-data")
@@ -75,25 +88,93 @@ def check_data(
             raise typer.Exit(1)
 
 
+@app.command("prepare-data")
+def prepare_data(
+    kind: Annotated[str, typer.Argument(help="coco (any such set), coco2017, lvis, voc2007 or voc2012.", metavar="KIND")],
+    output: Annotated[str, typer.Option(help="Folder of the shards; may be in a bucket (gs://...).")],
+    source: Annotated[Path | None, typer.Option(help="Folder with the set's archives, or what they hold. Not for coco.")] = None,
+    images: Annotated[Path | None, typer.Option(help="For coco: folder of the images.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="For coco: COCO JSON.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; for coco the name to give. Default: train and val, for coco train.")
+    ] = None,
+    image_set: Annotated[str | None, typer.Option(help="Of VOC: Segmentation (with masks, the default) or Main (boxes).")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Of each split. Default: one for every 500 images.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: as many as there are processors.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what is faulty, and list it.")] = False,
+) -> None:
+    """Check a data set and write it as shards that are streamed in training. Interrupted, the same command goes on."""
+    with _readable_errors():
+        silence_tensorflow()
+        from mrcnn_tf.splits import require_tfds
+
+        require_tfds()
+        from mrcnn_tf.prepare_data import prepare_data as prepare
+
+        finished = prepare(
+            kind,
+            output,
+            source=source,
+            images=images,
+            annotations=annotations,
+            splits=split or (),
+            image_set=image_set,
+            shards=shards,
+            workers=workers,
+            skip_bad=skip_bad,
+            report=typer.echo,
+        )
+        if not finished:
+            raise typer.Exit(1)
+
+
 @app.command()
 def evaluate(
     model: ModelOrBundle,
-    images: Annotated[Path, typer.Option(help="Folder of the images.")],
-    annotations: Annotated[Path, typer.Option(help="COCO JSON.")],
     output: Annotated[Path, typer.Option(help="Gets metrics.json, detections.json and plots.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO JSON.")] = None,
+    tfds: Annotated[str | None, typer.Option(help="Instead of the two: a folder that prepare-data has written.")] = None,
+    split: Annotated[str, typer.Option(help="Of --tfds.")] = "val",
     score_threshold: Annotated[float, typer.Option(min=0, max=1)] = 0.05,
     max_detections: Annotated[int, typer.Option(min=1, help="Detections of an image that count, the best first.")] = 100,
     min_size: MinSize = None,
     max_size: MaxSize = None,
     runtime: Runtime = None,
+    tta_scales: TtaScales = None,
+    tta_flip: TtaFlip = False,
+    backend: Annotated[
+        str, typer.Option(help="pycocotools, faster-coco-eval or hotcoco: what computes COCO's figures.")
+    ] = "pycocotools",
+    boundary: Annotated[bool, typer.Option("--boundary", help="Measure boundary AP of masks, too.")] = False,
+    voc: Annotated[bool, typer.Option("--voc", help="Measure PASCAL VOC's AP, too.")] = False,
+    errors: Annotated[bool, typer.Option("--errors", help="Find what kinds of errors cost how much AP, too.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Print the figures of each class.")] = False,
 ) -> None:
     """COCO box and mask AP of a model on a data set."""
     with _readable_errors():
-        predictor = _load_predictor(model, min_size, max_size, runtime)
+        pictures, truth = _evaluated(images, annotations, tfds, split)
+        from mrcnn_tf.metrics.backends import Backend, check_backend
+
+        check_backend(backend, boundary=boundary)
+        predictor = _load_predictor(model, min_size, max_size, runtime, tta_scales or (), tta_flip)
         from mrcnn_tf.evaluate import evaluate as measure
 
-        metrics = measure(predictor, images, annotations, output, score_threshold=score_threshold, max_detections=max_detections)
+        metrics = measure(
+            predictor,
+            pictures,
+            truth,
+            output,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+            backend=cast(Backend, backend),
+            boundary=boundary,
+            voc=voc,
+            errors=errors,
+        )
         _print_metrics(metrics)
+        if per_class:
+            _print_classes(metrics["classes"])
         typer.echo(f"{output / 'metrics.json'}, {output / 'detections.json'}")
 
 
@@ -106,13 +187,15 @@ def predict(
     min_size: MinSize = None,
     max_size: MaxSize = None,
     runtime: Runtime = None,
+    tta_scales: TtaScales = None,
+    tta_flip: TtaFlip = False,
 ) -> None:
     """Find and draw the objects of pictures."""
     with _readable_errors():
         from mrcnn_tf.data.images import image_paths
 
         paths = image_paths(images)
-        predictor = _load_predictor(model, min_size, max_size, runtime)
+        predictor = _load_predictor(model, min_size, max_size, runtime, tta_scales or (), tta_flip)
         from mrcnn_tf.predict import predict_files
 
         _print_predictions(predict_files(predictor, paths, output, score_threshold=score_threshold), output)
@@ -314,17 +397,48 @@ def _readable_errors() -> Iterator[None]:
     """A user's mistake is one message, not a traceback."""
     try:
         yield
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except _MISTAKES as error:
         if os.environ.get("MRCNN_TF_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
 
 
+@contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Where several machines train, an error ends the process at once: TensorFlow's shutdown may wait for the others for ever."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        from mrcnn_tf.strategies import has_joined
+
+        if not has_joined():
+            raise
+        is_mistake = isinstance(error, _MISTAKES) and not os.environ.get("MRCNN_TF_TRACEBACK")
+        print(f"error: {error}" if is_mistake else traceback.format_exc(), file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)
+
+
 def _class_names(path: Path) -> Any:
     from mrcnn_tf.data.class_names import read_class_names
 
     return read_class_names(path)
+
+
+def _evaluated(images: Path | None, annotations: Path | None, tfds: str | None, split: str) -> tuple[Any, Any]:
+    """Folder of the images and annotations, of files or of prepared data."""
+    if tfds is None:
+        if images is None or annotations is None:
+            raise ValueError("give --images and --annotations, or --tfds")
+        return images, annotations
+    if images is not None or annotations is not None:
+        raise ValueError("give --images and --annotations, or --tfds, not both")
+    silence_tensorflow()
+    from mrcnn_tf.splits import prepared_split
+
+    prepared = prepared_split(tfds, split)
+    return prepared.images, prepared.content
 
 
 def _one_of(option: str, value: str | None, choices: tuple[str | None, ...]) -> None:
@@ -341,16 +455,28 @@ def _load_model(path: Path) -> Any:
     return load_model(path)
 
 
-def _load_predictor(path: Path, min_size: int | None, max_size: int | None, runtime: str | None = None) -> Any:
+def _load_predictor(
+    path: Path, min_size: int | None, max_size: int | None, runtime: str | None, scales: Sequence[int], flip: bool
+) -> Any:
+    if scales and min_size is not None:
+        raise ValueError("give --min-size or --tta-scale, not both")
     if path.is_dir():
-        if min_size is not None or max_size is not None:
-            raise ValueError(f"{path}: a bundle has one size; --min-size and --max-size are for .keras files")
+        if min_size is not None or max_size is not None or scales or flip:
+            options = "--min-size, --max-size, --tta-scale and --tta-flip"
+            raise ValueError(f"{path}: a bundle looks at a picture once, in one size; {options} are for .keras files")
         from mrcnn_tf.export.bundle import Bundle
 
         return Bundle(path, runtime=runtime or "auto")
     if runtime is not None:
         raise ValueError(f"{path}: --runtime is for bundles of `mrcnn-tf export tflite`")
     model = _load_model(path)
+    if scales or flip:
+        from mrcnn_tf.tta import AugmentedPredictor
+
+        # A single size keeps the model's bound, so that --tta-flip adds mirrored pictures and changes nothing else.
+        how = model.config.preprocessing
+        bound = max_size if scales else max_size or how.max_size
+        return AugmentedPredictor(model, scales=scales or [min_size or how.min_size], flip=flip, max_size=bound)
     from mrcnn_tf.predict import Predictor
 
     return Predictor(model, min_size=min_size, max_size=max_size)
@@ -363,10 +489,27 @@ def _print_predictions(summary: dict[str, Any], output: Path) -> None:
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    for kind in ("bbox", "segm"):
+    for kind in ("bbox", "segm", "boundary"):
         if kind in metrics:
-            figures = "  ".join(f"{name} {_figure(value)}" for name, value in metrics[kind].items() if name != "per_class")
-            typer.echo(f"{kind}: {figures}")
+            _print_figures(kind, metrics[kind])
+    for kind, section in metrics.get("voc", {}).items():
+        _print_figures(f"voc {kind}", section)
+    for kind, section in metrics.get("errors", {}).items():
+        _print_figures(f"AP50 lost, {kind}", section["cost"])
+
+
+def _print_figures(heading: str, section: dict[str, Any]) -> None:
+    figures = "  ".join(f"{name} {_figure(value)}" for name, value in section.items() if name != "per_class")
+    typer.echo(f"{heading}: {figures}")
+
+
+def _print_classes(classes: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from mrcnn_tf.class_tables import class_table
+
+    for kind, rows in classes.items():
+        Console().print(class_table(kind, rows))
 
 
 def _figure(value: float | None) -> str:

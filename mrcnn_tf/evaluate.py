@@ -1,118 +1,95 @@
-"""COCO's average precision and recall of anything that turns a picture into `Detections`.
+"""Run anything that turns a picture into `Detections` over a data set, measure what it found, and write it down.
 
-The figures are those of pycocotools' `COCOeval` (Lin et al. 2014, "Microsoft COCO"; cocodataset.org/#detection-eval), read
-from its precision and recall tables, because its own summary knows no other number of detections than 100.
+What is measured is in `mrcnn_tf.metrics`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from rich.progress import Progress
 
-from mrcnn_tf.data.images import load_image
+from mrcnn_tf.class_tables import write_class_page, write_class_rows
+from mrcnn_tf.data.images import ImageFolder, as_folder, load_image
 from mrcnn_tf.detections import Detections, Detector
 from mrcnn_tf.files import write_json
-from mrcnn_tf.plots import plot_classes, plot_precision_recall
+from mrcnn_tf.metrics.backends import Backend, check_backend
+from mrcnn_tf.metrics.coco_tables import CocoTables, coco_tables
+from mrcnn_tf.metrics.errors import error_breakdown
+from mrcnn_tf.metrics.ground_truth import EvaluationError, IouType, read_ground_truth, with_crowd_masks
+from mrcnn_tf.metrics.overlaps import ShapeType
+from mrcnn_tf.metrics.voc import voc_metrics
+from mrcnn_tf.plots import plot_classes, plot_errors, plot_precision_recall
+from mrcnn_tf.workers import ALONE, Workers
 
-IouType = Literal["bbox", "segm"]
-AREAS = ("all", "small", "medium", "large")
+__all__ = ["CocoTables", "EvaluationError", "coco_metrics", "coco_tables", "evaluate", "read_ground_truth"]
 
-
-class EvaluationError(ValueError):
-    """Detections and ground truth that cannot be compared; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class CocoTables:
-    """What COCOeval measured.
-
-    Attributes:
-        precision: [T, R, K, A, M] for T IoU thresholds (0.5..0.95), R recalls (0..1), K classes, A areas (all, small, medium,
-            large) and M bounds of the detections per image; -1 where there was no ground truth.
-        recall: [T, K, A, M], likewise.
-        class_names: K names.
-        max_detections: the largest bound, the last of M.
-    """
-
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
-    class_names: tuple[str, ...]
-    max_detections: int
-
-    def metrics(self) -> dict[str, Any]:
-        """The section of `metrics.json` (see docs/contracts.md); the last AR is named after `max_detections`."""
-        precision, recall = self.precision[..., -1], self.recall
-        average_precision = {
-            "AP": _mean(precision[:, :, :, 0]),
-            "AP50": _mean(precision[0, :, :, 0]),
-            "AP75": _mean(precision[5, :, :, 0]),
-            **{f"AP{area[0]}": _mean(precision[..., number]) for number, area in enumerate(AREAS[1:], start=1)},
-        }
-        average_recall = {
-            "AR1": _mean(recall[:, :, 0, 0]),
-            "AR10": _mean(recall[:, :, 0, 1]),
-            f"AR{self.max_detections}": _mean(recall[:, :, 0, 2]),
-            **{f"AR{area[0]}": _mean(recall[:, :, number, 2]) for number, area in enumerate(AREAS[1:], start=1)},
-        }
-        per_class = {name: _mean(precision[:, :, number, 0]) for number, name in enumerate(self.class_names)}
-        return {**average_precision, **average_recall, "per_class": per_class}
+NUM_CLASS_PLOTS = 100
+"""Classes with a curve in the plot of classes, those with the most objects; the page and the table have all."""
 
 
 def evaluate(
     detector: Detector,
-    images_dir: str | Path,
+    images_dir: str | ImageFolder,
     annotations: str | Path | Mapping[str, Any],
     output_dir: str | Path | None = None,
     *,
     score_threshold: float = 0.05,
     max_detections: int = 100,
     progress: bool = True,
+    backend: Backend = "pycocotools",
+    boundary: bool = False,
+    voc: bool = False,
+    errors: bool = False,
+    workers: Workers = ALONE,
 ) -> dict[str, Any]:
     """Run a detector over a data set and measure it.
 
-    `output_dir` gets `metrics.json`, `detections.json` (COCO results), and plots of precision over recall. Masks are left out,
-    and stderr says why, where the ground truth or the detector has none.
+    `output_dir` gets `metrics.json`, `detections.json` (COCO results), plots of precision over recall, and the figures of each
+    class as `classes.csv` and `classes.html`. Masks are left out, and stderr says why, where the ground truth or the detector
+    has none.
 
     Args:
         detector: any callable from a uint8 RGB picture [h, w, 3] to `Detections`.
-        images_dir: the folder that the annotations' `file_name`s start from.
+        images_dir: the folder that the annotations' `file_name`s start from; or what is read like one.
         annotations: COCO JSON with the images and their ground truth, as a file or as its content.
         output_dir: made if it is not there; None writes nothing.
         score_threshold: detections with a lower score are left out.
         max_detections: at most so many detections of an image count, the best first.
         progress: show a progress bar on stderr.
+        backend: which program computes COCO's figures.
+        boundary: measure boundary AP, too, where there are masks.
+        voc: measure PASCAL VOC's AP, too.
+        errors: find what kinds of errors cost how much, too.
+        workers: that share the pictures; each gets the figures of all.
 
     Returns:
-        `{"bbox": {...}, "segm": {...}}` as in docs/contracts.md; without "segm" where there are no masks.
+        `{"bbox": {...}, "segm": {...}, ...}` as in docs/contracts.md; without "segm" where there are no masks.
 
     Raises:
-        EvaluationError: the detector's category ids are not those of the file, or a picture has another size than annotated.
+        EvaluationError: the detector's category ids are not those of the file, a picture has another size than annotated, or
+            the backend cannot do this.
         ImageError: a picture is missing or broken.
+        ModuleNotFoundError: the backend is not installed.
     """
-    truth = read_ground_truth(annotations)
-    results, has_masks = _detect_all(detector, truth, Path(images_dir), score_threshold, max_detections, progress)
-    tables = {"bbox": coco_tables(truth, results, "bbox", max_detections=max_detections)}
-    reason = _why_no_masks(truth, has_masks)
-    if reason is None:
-        tables["segm"] = coco_tables(truth, results, "segm", max_detections=max_detections)
-    else:
-        print(f"note: segm is left out: {reason}", file=sys.stderr)
-    metrics = {iou_type: table.metrics() for iou_type, table in tables.items()}
+    check_backend(backend, boundary=boundary)
+    truth = with_crowd_masks(read_ground_truth(annotations))
+    share = {**truth, "images": workers.share(truth["images"])}
+    found = workers.gather(_detect_all(detector, share, as_folder(images_dir), score_threshold, max_detections, progress))
+    results, has_masks = [result for part, _ in found for result in part], all(masks for _, masks in found)
+    shapes = _shapes(truth, has_masks)
+    compared: list[IouType] = [*shapes, "boundary"] if boundary and "segm" in shapes else [*shapes]
+    tables = {kind: coco_tables(truth, results, kind, max_detections=max_detections, backend=backend) for kind in compared}
+    metrics: dict[str, Any] = {kind: table.metrics() for kind, table in tables.items()}
+    metrics["classes"] = {kind: table.classes() for kind, table in tables.items()}
+    if voc:
+        metrics["voc"] = {kind: voc_metrics(truth, results, kind) for kind in shapes}
+    if errors:
+        metrics["errors"] = {kind: error_breakdown(truth, results, kind) for kind in shapes}
     if output_dir is not None:
         _write(Path(output_dir), metrics, results, tables)
     return metrics
@@ -124,14 +101,17 @@ def coco_metrics(
     iou_type: IouType,
     *,
     max_detections: int = 100,
+    backend: Backend = "pycocotools",
 ) -> dict[str, Any]:
     """The figures of COCO results.
 
     Args:
         annotations: COCO JSON, as a file or as its content.
-        results: `{"image_id", "category_id", "score"}` with `bbox` [x, y, w, h] (for bbox) or `segmentation` RLE (for segm).
-        iou_type: which of the two is compared.
+        results: `{"image_id", "category_id", "score"}` with `bbox` [x, y, w, h] (for bbox) or `segmentation` RLE (for segm and
+            boundary).
+        iou_type: what is compared.
         max_detections: at most so many results of an image and category count, the best first.
+        backend: which program computes them.
 
     Returns:
         One section of `metrics.json` (see docs/contracts.md): figures in 0..1, None where nothing was there to measure.
@@ -139,61 +119,18 @@ def coco_metrics(
     Raises:
         EvaluationError: the file is no COCO ground truth, or a result names an image that is not in it.
     """
-    return coco_tables(read_ground_truth(annotations), results, iou_type, max_detections=max_detections).metrics()
-
-
-def coco_tables(
-    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou_type: IouType, *, max_detections: int = 100
-) -> CocoTables:
-    """COCOeval's tables of precision and recall; see `coco_metrics` for the arguments, `truth` is from `read_ground_truth`."""
-    known = {image["id"] for image in truth["images"]}
-    unknown = sorted({result["image_id"] for result in results} - known)
-    if unknown:
-        raise EvaluationError(f"results name images that the annotations lack: ids {unknown[:5]}")
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_index(truth), _index({**truth, "annotations": _as_annotations(results, iou_type)}), iou_type)
-        evaluation.params.maxDets = [min(1, max_detections), min(10, max_detections), max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    names = {category["id"]: str(category["name"]) for category in truth["categories"]}
-    return CocoTables(
-        precision=evaluation.eval["precision"],
-        recall=evaluation.eval["recall"],
-        class_names=tuple(_unique([(number, names[number]) for number in evaluation.params.catIds])),
-        max_detections=max_detections,
-    )
-
-
-def read_ground_truth(annotations: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """COCO JSON as COCOeval needs it: numbered annotations, with `iscrowd` and `area`.
-
-    Raises:
-        EvaluationError: not COCO ground truth, or without images; says which file.
-    """
-    origin = "the annotations" if isinstance(annotations, Mapping) else str(annotations)
-    try:
-        truth = annotations if isinstance(annotations, Mapping) else json.loads(Path(annotations).read_bytes())
-        images, categories, records = (truth[key] for key in ("images", "categories", "annotations"))
-        # COCOeval marks what it matched by the annotation's id and takes 0 for "not matched", so ids are given anew from 1.
-        complete = [
-            {"iscrowd": 0, "area": record["bbox"][2] * record["bbox"][3], **record, "id": number}
-            for number, record in enumerate(records, start=1)
-        ]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise EvaluationError(f"{origin}: expected COCO JSON with images, categories and annotations: {error!r}") from error
-    if not images:
-        raise EvaluationError(f"{origin}: there are no images to evaluate on")
-    return {"images": images, "categories": categories, "annotations": complete}
+    truth = with_crowd_masks(read_ground_truth(annotations))
+    return coco_tables(truth, results, iou_type, max_detections=max_detections, backend=backend).metrics()
 
 
 def _detect_all(
-    detector: Detector, truth: Mapping[str, Any], images_dir: Path, score_threshold: float, max_detections: int, progress: bool
+    detector: Detector, truth: Mapping[str, Any], folder: ImageFolder, score_threshold: float, max_detections: int, progress: bool
 ) -> tuple[list[dict[str, Any]], bool]:
     results: list[dict[str, Any]] = []
     has_masks = True
     with Progress(console=Console(file=sys.stderr), disable=not progress) as bar:
         for image in bar.track(truth["images"], description="evaluating"):
-            found = detector(load_image(images_dir / image["file_name"]))
+            found = detector(load_image(folder / image["file_name"]))
             _check_comparable(found, image, truth["categories"])
             has_masks = has_masks and found.mask_probs is not None
             results += found.above(score_threshold).select(slice(0, max_detections)).to_results(image["id"])
@@ -213,52 +150,30 @@ def _check_comparable(found: Detections, image: Mapping[str, Any], categories: S
         raise EvaluationError(f"{image['file_name']}: annotated as (height, width) {annotated}, but it is {found.image_size}")
 
 
-def _why_no_masks(truth: Mapping[str, Any], has_masks: bool) -> str | None:
+def _shapes(truth: Mapping[str, Any], has_masks: bool) -> list[ShapeType]:
+    """What can be compared; stderr says why masks cannot."""
     without = sum(not record.get("segmentation") for record in truth["annotations"])
-    if without:
-        return f"{without} of {len(truth['annotations'])} annotations have no segmentation"
-    return None if has_masks else "the detector gives no masks"
-
-
-def _as_annotations(results: Sequence[Mapping[str, Any]], iou_type: IouType) -> list[dict[str, Any]]:
-    """The results as COCOeval wants them; the area is that of what is compared, as `COCO.loadRes` has it."""
-    annotations = []
-    for number, result in enumerate(results, start=1):
-        what = {key: result[key] for key in ("image_id", "category_id", "score")}
-        if iou_type == "bbox":
-            shape = {"bbox": result["bbox"], "area": result["bbox"][2] * result["bbox"][3]}
-        else:
-            shape = {"segmentation": result["segmentation"], "area": float(coco_mask.area(result["segmentation"]))}
-        annotations.append({**what, **shape, "id": number, "iscrowd": 0})
-    return annotations
-
-
-def _index(content: Mapping[str, Any]) -> COCO:
-    coco = COCO()
-    # COCOeval replaces polygons by run lengths in the records it is given.
-    coco.dataset = {**content, "annotations": [dict(record) for record in content["annotations"]]}
-    coco.createIndex()
-    return coco
-
-
-def _mean(values: NDArray[np.float64]) -> float | None:
-    measured = values[values > -1]
-    return float(np.mean(measured)) if measured.size else None
-
-
-def _unique(names: Sequence[tuple[int, str]]) -> list[str]:
-    times = Counter(name for _, name in names)
-    return [name if times[name] == 1 else f"{name} ({number})" for number, name in names]
+    if has_masks and not without:
+        return ["bbox", "segm"]
+    missing = f"{without} of {len(truth['annotations'])} annotations have no segmentation"
+    print(f"note: segm is left out: {missing if without else 'the detector gives no masks'}", file=sys.stderr)
+    return ["bbox"]
 
 
 def _write(
-    output_dir: Path, metrics: Mapping[str, Any], results: Sequence[Mapping[str, Any]], tables: Mapping[str, CocoTables]
+    output_dir: Path, metrics: Mapping[str, Any], results: Sequence[Mapping[str, Any]], tables: Mapping[IouType, CocoTables]
 ) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(metrics, output_dir / "metrics.json")
     write_json(results, output_dir / "detections.json")
+    write_class_rows(metrics["classes"], output_dir / "classes.csv")
+    write_class_page(metrics, output_dir / "classes.html", title=f"Figures of each class: {output_dir.resolve().name}")
     for iou_type, table in tables.items():
         # All areas, and as many detections as count.
         precision = table.precision[:, :, :, 0, -1]
         plot_precision_recall(precision, output_dir / f"precision_recall_{iou_type}.png", title=iou_type)
-        plot_classes(precision, table.class_names, output_dir / f"precision_recall_{iou_type}_classes.png", title=iou_type)
+        shown = table.most_frequent(NUM_CLASS_PLOTS)
+        names = [table.class_names[number] for number in shown]
+        plot_classes(precision[:, :, shown], names, output_dir / f"precision_recall_{iou_type}_classes.png", title=iou_type)
+    if "errors" in metrics:
+        plot_errors(metrics["errors"], output_dir / "errors.png")

@@ -68,6 +68,22 @@ def plot_classes(precision: NDArray[np.float64], names: Sequence[str], path: str
     save_figure(figure, path)
 
 
+def plot_errors(sections: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
+    """What each kind of error costs, one plot for boxes and one for masks.
+
+    Args:
+        sections: `errors` of `metrics.json` (see docs/contracts.md).
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(1.2 + 4.6 * len(sections), 3.6), layout="constrained")
+    grid = figure.subplots(1, len(sections), squeeze=False, sharex=True).ravel()
+    for axes, (kind, section) in zip(grid, sections.items(), strict=True):
+        _plot_costs(_clean(axes), section)
+        axes.set_title(f"{kind}, AP50 {_text(section['AP50'])}", fontsize=11, color=_INK, loc="left")
+    figure.supxlabel("AP50 gained where the errors of a kind are put right", fontsize=9, color=_SOFT)
+    save_figure(figure, path)
+
+
 def plot_lines(x: Sequence[float], lines: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str) -> bytes:
     """A PNG of named lines over a common x; NaN leaves a gap that is bridged."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
@@ -96,6 +112,21 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+
+
+def _plot_costs(axes: Axes, section: Mapping[str, Any]) -> None:
+    names = list(section["cost"])
+    costs = [section["cost"][name] or 0.0 for name in names]
+    colours = [_LINES[0] if name in section["count"] else _SOFT for name in names]
+    axes.barh(names, costs, color=colours, height=0.62)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=9)
+    for row, name in enumerate(names):
+        count = section["count"].get(name)
+        text = _text(section["cost"][name]) + ("" if count is None else f"   ({count})")
+        axes.annotate(text, (costs[row], row), (4, 0), textcoords="offset points", va="center", fontsize=8, color=_SOFT)
+    axes.set_xlim(0, 1.45 * max([*costs, 0.02]))
 
 
 def _plot_class(axes: Axes, precision: NDArray[np.float64], name: str) -> None:
@@ -131,4 +162,8 @@ def _clean(axes: Axes) -> Axes:
 
 def _figure(curve: Any) -> str:
     mean = np.ma.mean(curve)
-    return "n/a" if mean is np.ma.masked else f"{mean:.3f}"
+    return _text(None if mean is np.ma.masked else mean)
+
+
+def _text(figure: float | None) -> str:
+    return "n/a" if figure is None else f"{figure:.3f}"

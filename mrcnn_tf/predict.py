@@ -51,7 +51,7 @@ class Predictor:
         Raises:
             ValueError: not a uint8 picture of at least one pixel.
         """
-        image = _as_rgb(image)
+        image = as_rgb(image)
         outputs = {name: value[0].numpy() for name, value in self._detect(image).items()}
         valid = slice(0, int(outputs["num_detections"]))
         masks = outputs.get("detection_masks")
@@ -100,7 +100,12 @@ def predict_files(
     return write_predictions(find, paths, output_dir, score_threshold=score_threshold, progress=progress)
 
 
-def _as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture [h, w], [h, w, 1] or [h, w, 3] as [h, w, 3].
+
+    Raises:
+        ValueError: not a uint8 picture of at least one pixel.
+    """
     image = np.asarray(image)
     if image.ndim == 2:
         image = image[:, :, None]

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 import sys
 import threading
+from functools import cache
 
 _LAST_LINES_SECONDS = 1.0
 _CHATTER = re.compile(
     rb"^(WARNING: All log messages before absl|.*cuInit|.*oneDNN supports DT_UINT8 only"
-    rb"|[IWE]\d{4} .*(PredictCost|computation_placer|cuda_|device_compiler|service\.cc))"
+    rb"|[IWE]\d{4} .*(PredictCost|computation_placer|cuda_|device_compiler|service\.cc|grpc_server_lib))"
 )
 
 
+@cache
 def silence_tensorflow() -> None:
     """Drop the C++ messages that tell a user nothing; everything else still reaches stderr.
 
     `TF_CPP_MIN_LOG_LEVEL` does not help with messages written before absl's logging is initialised, which Python never does.
     Python's own stderr keeps the terminal, so that progress bars work; file descriptor 2, which C++ writes to, goes through a
-    filter. Called once by the command line, before TensorFlow is loaded.
+    filter. Called by the command line before TensorFlow is loaded; only the first call does something.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow Datasets warns of its own use of a property.
+    logging.getLogger("absl").addFilter(lambda record: "FeatureConnector.dtype" not in record.getMessage())
     sys.stderr.flush()
     terminal = os.dup(2)
     sys.stderr = os.fdopen(os.dup(terminal), "w", buffering=1)

@@ -7,6 +7,7 @@ comes next, and batches, scales, flips and samples follow from their numbers.
 from __future__ import annotations
 
 import csv
+import itertools
 import signal
 import threading
 import zipfile
@@ -23,8 +24,13 @@ from numpy.typing import NDArray
 from mrcnn_tf.config import Config, ConfigError, load_config
 from mrcnn_tf.detections import Detections, Detector
 from mrcnn_tf.modeling.loss_scale import steps_made
+from mrcnn_tf.workers import ALONE, Workers
 
 CHECKPOINT, METRICS, CONFIG = "last.keras", "metrics.csv", "config.yaml"
+MAY_DIFFER = ("train.strategy", "train.cluster", "train.cluster_timeout", "train.communication")
+"""Where a run is computed, not what: these may be others when it goes on."""
+TOGETHER_EVERY = 8
+"""Pictures of an evaluation between two questions of several processes whether to stop."""
 
 
 class Interrupted(BaseException):
@@ -84,7 +90,8 @@ def check_same(config: Config, output: Path) -> None:
     path = output / CONFIG
     if not path.is_file():
         return
-    differing = _differences(load_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
+    found = _differences(load_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
+    differing = [name for name in found if name not in MAY_DIFFER]
     if differing:
         raise ConfigError(
             f"{path} differs from the configuration given in {', '.join(differing)}; resume with `mrcnn-tf train {path}`, or "
@@ -96,10 +103,12 @@ class Termination:
     """Heeds SIGTERM where it is safe to.
 
     The signal can come while TensorFlow is calling back into Python, and an exception from there would be lost or break it. So it
-    is noted only, and `check` raises.
+    is noted only, and `check` raises. Of several processes it is enough that one gets it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workers: Workers = ALONE) -> None:
+        """Take the processes that train together."""
+        self._workers = workers
         self._is_asked = False
 
     @contextmanager
@@ -115,16 +124,32 @@ class Termination:
             signal.signal(signal.SIGTERM, before)
 
     def check(self) -> None:
-        """Go on, or raise `Interrupted` if SIGTERM has come; once, so that there is time to save."""
-        if self._is_asked:
+        """Go on, or raise `Interrupted` if SIGTERM has come; once, so that there is time to save. All processes call it alike."""
+        self.agree()
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """`check`, and whether each flag is set in any process."""
+        is_asked, *found = self._workers.any(self._is_asked, *flags)
+        if is_asked:
             self._is_asked = False
             raise Interrupted
+        return tuple(found)
 
-    def before(self, detector: Detector) -> Detector:
-        """A detector that checks before each picture."""
+    def before(self, detector: Detector, num_pictures: int) -> Detector:
+        """A detector that checks before each picture; with several processes, that have to check together, before some.
+
+        Args:
+            detector: of one evaluation.
+            num_pictures: of all processes together.
+        """
+        numbers, own = itertools.count(), num_pictures // self._workers.count
+        every = 1 if self._workers.count == 1 else TOGETHER_EVERY
 
         def detect(image: NDArray[np.uint8]) -> Detections:
-            self.check()
+            number = next(numbers)
+            # Some have one picture more than others.
+            if number % every == 0 and number < own:
+                self.check()
             return detector(image)
 
         return detect

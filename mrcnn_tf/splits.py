@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,8 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from mrcnn_tf.config import Config, ConfigError
-from mrcnn_tf.data.coco import load_coco
+from mrcnn_tf.data.coco import DataError, load_coco
+from mrcnn_tf.data.images import ImageFolder
 from mrcnn_tf.data.skipping import (
     Skipped,
     find_skipped,
@@ -38,12 +40,12 @@ class Split:
 
     Attributes:
         images: folder of the images.
-        path: of the annotation file.
+        path: of the annotation file, or of the prepared split.
         content: of that file, without the records that are left out.
         skipped: those records.
     """
 
-    images: Path
+    images: ImageFolder
     path: Path
     content: Mapping[str, Any] = field(repr=False)
     skipped: tuple[Skipped, ...] = ()
@@ -91,8 +93,11 @@ def validation_split(config: Config, listed: Listed | None = None, *, progress: 
             the file has a category that the model does not have.
         NotADirectoryError: the folder of images is none.
     """
-    if not config.train.eval_every or config.data.val.annotations is None:
+    if not config.train.eval_every or not config.data.val.is_set:
         return None
+    prepared = config.data.prepared("val")
+    if prepared is not None:
+        return _prepared_validation(prepared_split(*prepared), config)
     images, path = config.data.path("val", "images"), config.data.path("val", "annotations")
     content = load_coco(path)
     known = {category.id for category in config.model.categories}
@@ -106,9 +111,49 @@ def validation_split(config: Config, listed: Listed | None = None, *, progress: 
     return _found(images, path, content, found)
 
 
+def prepared_split(folder: str, split: str) -> Split:
+    """A split that `mrcnn-tf prepare-data` has written, to evaluate on.
+
+    Args:
+        folder: with the shards, local or in a bucket.
+        split: its name.
+
+    Raises:
+        DataError: there is no such split.
+        ModuleNotFoundError: TensorFlow Datasets is not installed.
+    """
+    require_tfds()
+    from mrcnn_tf.data.tfds_truth import PreparedImages, truth_of
+
+    return Split(PreparedImages(folder, split), Path(folder) / split, truth_of(folder, split))
+
+
+def require_tfds() -> None:
+    """See that TensorFlow Datasets is installed.
+
+    Raises:
+        ModuleNotFoundError: it is not; says how to install it.
+    """
+    try:
+        importlib.import_module("tensorflow_datasets")
+    except ModuleNotFoundError as error:
+        message = "prepared data is written and read with TensorFlow Datasets; pip install 'mrcnn-tf[tfds]'"
+        raise ModuleNotFoundError(message) from error
+
+
 def write_skipped(listed: Listed, output: Path) -> None:
     """Write the list of what was left out into the folder of a run."""
-    write_json({name: [asdict(item) for item in skipped] for name, skipped in listed.items()}, output / SKIPPED)
+    write_json(skipped_as_json(listed), output / SKIPPED)
+
+
+def skipped_as_json(listed: Listed) -> dict[str, list[dict[str, Any]]]:
+    """The list of what was left out as JSON values."""
+    return {name: [asdict(item) for item in skipped] for name, skipped in listed.items()}
+
+
+def skipped_from_json(values: Any) -> Listed:
+    """The inverse of `skipped_as_json`."""
+    return _FILE.validate_python(values)
 
 
 def read_skipped(output: Path) -> Listed:
@@ -129,7 +174,16 @@ def read_skipped(output: Path) -> Listed:
         raise ConfigError(f"{path} is not a list that a run has written: {where}: {first['msg']}") from error
 
 
-def _found(images: Path, path: Path, content: Mapping[str, Any], skipped: tuple[Skipped, ...]) -> Split:
+def _prepared_validation(prepared: Split, config: Config) -> Split:
+    """It was checked when it was prepared; what it may have besides is a category that the model lacks."""
+    unknown = unknown_categories(prepared.content, prepared.path, {category.id for category in config.model.categories})
+    if not config.data.skip_bad:
+        for fault in unknown:
+            raise DataError(f"{prepared.path}: {fault.record}: {fault.message}", fault.kind)
+    return _found(prepared.images, prepared.path, prepared.content, skipped_records(unknown, prepared.content))
+
+
+def _found(images: ImageFolder, path: Path, content: Mapping[str, Any], skipped: tuple[Skipped, ...]) -> Split:
     rest = without(content, skipped)
     require_rest(content, rest, skipped, path)
     for line in summary_lines(content, rest, skipped):

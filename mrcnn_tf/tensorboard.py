@@ -23,7 +23,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from mrcnn_tf.data.images import load_image
+from mrcnn_tf.data.images import ImageFolder, as_folder, load_image
 from mrcnn_tf.detections import Detector
 from mrcnn_tf.evaluate import read_ground_truth
 from mrcnn_tf.modeling.loss_scale import steps_made
@@ -122,7 +122,7 @@ class TensorBoardLog(keras.callbacks.Callback):
 
 
 def validation_pictures(
-    detector: Detector, images_dir: str | Path, annotations: str | Path | Mapping[str, Any], count: int
+    detector: Detector, images_dir: str | ImageFolder, annotations: str | Path | Mapping[str, Any], count: int
 ) -> Pictures:
     """Targets (left) and what is found with a score of at least 0.5 (right) on a few pictures of a data set.
 
@@ -130,7 +130,7 @@ def validation_pictures(
 
     Args:
         detector: any callable from a uint8 RGB picture [h, w, 3] to `Detections`.
-        images_dir: the folder that the annotations' `file_name`s start from.
+        images_dir: the folder that the annotations' `file_name`s start from; or what is read like one.
         annotations: COCO JSON, as a file or as its content; read now, and what is not drawn is not kept.
         count: of the pictures; fewer where the data set has fewer.
 
@@ -151,12 +151,12 @@ def validation_pictures(
             targets[record["image_id"]].append(record)
     names = {category["id"]: str(category["name"]) for category in truth["categories"]}
     scenes = [(str(image["file_name"]), targets[image["id"]]) for image in chosen]
-    return partial(_draw_pictures, detector, Path(images_dir), scenes, names)
+    return partial(_draw_pictures, detector, as_folder(images_dir), scenes, names)
 
 
 def _draw_pictures(
     detector: Detector,
-    folder: Path,
+    folder: ImageFolder,
     scenes: Sequence[tuple[str, Sequence[Mapping[str, Any]]]],
     category_names: Mapping[int, str],
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:

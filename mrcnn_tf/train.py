@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from mrcnn_tf.callbacks import (
+    Agreement,
     Checkpoints,
-    Checks,
     CocoEvaluation,
     EarlyStopping,
     FiniteLosses,
@@ -23,8 +22,7 @@ from mrcnn_tf.callbacks import (
     StopConditions,
     save_checkpoint,
 )
-from mrcnn_tf.config import Config, ConfigError, StageConfig, TrainConfig
-from mrcnn_tf.data.pipeline import CocoBatches
+from mrcnn_tf.config import Config, ConfigError, StageConfig
 from mrcnn_tf.evaluate import evaluate
 from mrcnn_tf.files import replacing
 from mrcnn_tf.modeling.freezing import freeze
@@ -32,11 +30,14 @@ from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
 from mrcnn_tf.optimizers import averaged_weights, build_optimizer
 from mrcnn_tf.predict import Predictor
 from mrcnn_tf.resume import CONFIG, METRICS, Interrupted, RunState, Termination, check_same, restore
-from mrcnn_tf.run_data import data_errors, open_data
+from mrcnn_tf.run_data import Batches, RunData, data_errors, open_data
 from mrcnn_tf.run_plan import RunCallbacks, plan_run
 from mrcnn_tf.schedules import num_steps
-from mrcnn_tf.splits import Split, write_skipped
+from mrcnn_tf.several_workers import workers_of
+from mrcnn_tf.splits import Split, skipped_as_json, skipped_from_json, write_skipped
+from mrcnn_tf.strategies import build_strategy
 from mrcnn_tf.tensorboard import TensorBoardLog, validation_pictures
+from mrcnn_tf.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class TrainingRun:
         steps: made.
         seconds: spent in steps, without evaluation and saving.
         interrupted: by SIGTERM, before its last step; `last.keras` is where it goes on.
+        is_chief: whether this process has written the folder; of several machines one does.
     """
 
     model: MaskRCNN
@@ -56,6 +58,7 @@ class TrainingRun:
     steps: int
     seconds: float
     interrupted: bool = False
+    is_chief: bool = True
 
 
 def train(
@@ -68,59 +71,87 @@ def train(
 ) -> TrainingRun:
     """Train as a configuration says. SIGTERM saves `last.keras` and ends the run in order.
 
+    On several machines each calls this alike; the first writes the folder, and only there something has to be kept of it.
+
     Args:
         config: categories may be missing; they are then read from the training annotations.
         output: folder of the run, made if it is not there.
         progress: show a progress bar.
         resume: go on from `last.keras` in the folder, if it is there.
-        callbacks: of your own. They come after those of the run, so that the logs of an epoch have the AP.
+        callbacks: of your own. They come after those of the run, so that the logs of an epoch have the AP. Of several machines
+            only the first calls them.
 
     Returns:
         The run.
 
     Raises:
+        ClusterError: another machine is not there, is lost, or has ended with an error; the message names it.
         ConfigError: the configuration lacks something, the folder already holds a run, or it holds one of another configuration.
         DataError: the data cannot be used; the message names the record.
         NonFiniteLossError: a loss is NaN or infinite; names the step and its images.
     """
-    output = Path(output)
-    _claim(output, resume)
+    strategy = build_strategy(config)
+    workers = workers_of(strategy)
+    with workers.ending_together():
+        return _train(
+            config, Path(output), strategy, workers, progress=progress and workers.is_chief, resume=resume, callbacks=callbacks
+        )
+
+
+def _train(
+    config: Config,
+    output: Path,
+    strategy: tf.distribute.Strategy,
+    workers: Workers,
+    *,
+    progress: bool,
+    resume: bool,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> TrainingRun:
+    if workers.is_chief:
+        _claim(output, resume)
     with data_errors(config.data.skip_bad):
-        data = open_data(config, output, resume=resume, progress=progress)
+        data = _open(config, output, workers, resume=resume, progress=progress)
     config, batches = data.config, data.batches
-    if resume:
-        check_same(config, output)
-    with replacing(output / CONFIG) as temporary:
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-    if config.data.skip_bad:
-        write_skipped(data.skipped, output)
-    model = build_model(config)
-    state = restore(model, output) if resume else RunState()
+    if workers.is_chief:
+        _write_configuration(data, output, resume=resume)
+    model = build_model(config, strategy)
+    state = _restored(model, output, workers) if resume else RunState()
+    workers.take_over(model)
     total = num_steps(config.train)
     stop = StopConditions(total, config.train.max_minutes, steps=state.steps, seconds=state.seconds)
     bar = ProgressBar(total, state.steps) if progress else None
     figures = state.measured(_monitor(config))
     early = EarlyStopping(_monitor(config), config.train.early_stopping_patience or math.inf, figures)
-    termination = Termination()
+    termination = Termination(workers)
     own = [
-        FiniteLosses(output, batches.file_names, state.steps),
-        *_callbacks(config, model, output, stop, bar, state, data.validation, termination),
+        FiniteLosses(output, lambda number: batches.file_names(number, workers.count), state.steps),
+        *_callbacks(config, model, output, stop, bar, state, data.validation, termination, workers),
         early,
     ]
+    all_callbacks = [*own, *(callbacks if workers.is_chief else ()), Agreement(termination.agree)]
     try:
-        with data_errors(config.data.skip_bad), termination.listening():
+        with data_errors(config.data.skip_bad), workers.naming_the_lost(), termination.listening():
             if not early.is_over:
-                _fit(model, batches, config, state.steps, [*own, *callbacks, Checks(termination.check)])
+                _fit(model, batches, config, state.steps, all_callbacks, workers)
     except Interrupted:
-        save_checkpoint(model, output)
-        return TrainingRun(model, output, stop.steps, stop.seconds, interrupted=True)
+        if workers.is_chief:
+            save_checkpoint(model, output)
+        return TrainingRun(model, output, stop.steps, stop.seconds, interrupted=True, is_chief=workers.is_chief)
     finally:
         if bar:
             bar.close()
-    return TrainingRun(model, output, stop.steps, stop.seconds)
+    return TrainingRun(model, output, stop.steps, stop.seconds, is_chief=workers.is_chief)
 
 
-def _fit(model: MaskRCNN, batches: CocoBatches, config: Config, done: int, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+def _fit(
+    model: MaskRCNN,
+    batches: Batches,
+    config: Config,
+    done: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+    workers: Workers,
+) -> None:
     """All steps from number `done` on."""
     total, stages = num_steps(config.train), config.train.stages
     length = config.train.epoch_steps or batches.num_per_epoch
@@ -129,7 +160,7 @@ def _fit(model: MaskRCNN, batches: CocoBatches, config: Config, done: int, callb
         if stages:
             _enter(stages[stretch.stage], model)
         model.fit(
-            batches.endless(stretch.start),
+            workers.dataset(batches, stretch.start),
             initial_epoch=stretch.first_epoch,
             epochs=stretch.first_epoch + stretch.num_epochs,
             steps_per_epoch=stretch.epoch_steps,
@@ -147,11 +178,12 @@ def _enter(stage: StageConfig, model: MaskRCNN) -> None:
     freeze(model, frozen_stages=least if stage.frozen_stages is None else stage.frozen_stages, parts=stage.freeze)
 
 
-def build_model(config: Config) -> MaskRCNN:
+def build_model(config: Config, strategy: tf.distribute.Strategy | None = None) -> MaskRCNN:
     """A compiled model under the configuration's strategy and precision.
 
     Args:
         config: with categories.
+        strategy: that `build_strategy` has made of it; None: make it.
 
     Returns:
         The model, ready for `fit`.
@@ -160,7 +192,7 @@ def build_model(config: Config) -> MaskRCNN:
     keras.config.set_dtype_policy(config.train.precision)
     keras.utils.set_random_seed(config.train.seed)
     try:
-        with build_strategy(config.train).scope():
+        with (strategy or build_strategy(config)).scope():
             model = MaskRCNN(config)
             model.compile(
                 build_optimizer(config.train),
@@ -174,24 +206,6 @@ def build_model(config: Config) -> MaskRCNN:
     return model
 
 
-def build_strategy(config: TrainConfig) -> tf.distribute.Strategy:
-    """The distribution strategy of a configuration.
-
-    Raises:
-        ConfigError: the batch cannot be divided evenly among the replicas.
-    """
-    gpus = tf.config.list_logical_devices("GPU")
-    if config.strategy == "none" or (config.strategy == "auto" and len(gpus) < 2):
-        return tf.distribute.get_strategy()
-    strategy = tf.distribute.MirroredStrategy(gpus or tf.config.list_logical_devices("CPU"))
-    replicas = strategy.num_replicas_in_sync
-    parts = config.gradient_accumulation_steps
-    if config.batch_size % (replicas * parts):
-        times = f" times gradient_accumulation_steps={parts}" if parts > 1 else ""
-        raise ConfigError(f"train.batch_size must be a multiple of the {replicas} replicas{times}, got {config.batch_size}")
-    return strategy
-
-
 def _callbacks(
     config: Config,
     model: MaskRCNN,
@@ -201,6 +215,7 @@ def _callbacks(
     state: RunState,
     validation: Split | None,
     termination: Termination,
+    workers: Workers,
 ) -> list[keras.callbacks.Callback]:
     kinds = ("bbox", "segm") if config.model.mask_head.enabled else ("bbox",)
     figures = [f"val_{kind}_{figure}" for kind in kinds for figure in ("AP", "AP50", "AP75")] if validation else []
@@ -208,10 +223,17 @@ def _callbacks(
     callbacks: list[keras.callbacks.Callback] = [LearningRateLog(), stop]
     pictures = None
     if validation:
-        predictor = termination.before(Predictor(model))
-        measure = _averaged(partial(evaluate, predictor, validation.images, validation.content, progress=False), model)
+        predictor, number = Predictor(model), len(validation.content["images"])
+
+        def measure() -> dict:
+            detector = termination.before(predictor, number)
+            with averaged_weights(model):
+                return evaluate(detector, validation.images, validation.content, progress=False, workers=workers)
+
         pictures = validation_pictures(predictor, validation.images, validation.content, config.train.tensorboard_images)
         callbacks.append(CocoEvaluation(measure, every=config.train.eval_every, last_step=lambda: model.stop_training))
+    if not workers.is_chief:
+        return callbacks
     # After the evaluation, whose figures it prints.
     callbacks += [bar] if bar else []
     monitor = _monitor(config)
@@ -223,17 +245,43 @@ def _callbacks(
     ]
 
 
-def _averaged(measure: Callable[[], dict], model: MaskRCNN) -> Callable[[], dict]:
-    def measure_averaged() -> dict:
-        with averaged_weights(model):
-            return measure()
-
-    return measure_averaged
-
-
 def _monitor(config: Config) -> str:
     """The figure that the best checkpoint is chosen by."""
     return "val_segm_AP" if config.model.mask_head.enabled else "val_bbox_AP"
+
+
+def _open(config: Config, output: Path, workers: Workers, *, resume: bool, progress: bool) -> RunData:
+    """The data; where faulty records are left out, the chief alone reads all of it. All must have found the same."""
+    if not config.data.skip_bad or workers.is_chief:
+        data = open_data(config, output, resume=resume, progress=progress)
+    if config.data.skip_bad:
+        listed = workers.from_chief(skipped_as_json(data.skipped) if workers.is_chief else None)
+        if not workers.is_chief:
+            data = open_data(config, output, listed=skipped_from_json(listed))
+    workers.require_same(
+        {
+            "the configuration with what the data adds to it": data.config.to_yaml(),
+            "the number of batches of an epoch": data.batches.num_per_epoch,
+            "the number of validation images": len(data.validation.content["images"]) if data.validation else 0,
+        }
+    )
+    return data
+
+
+def _write_configuration(data: RunData, output: Path, *, resume: bool) -> None:
+    if resume:
+        check_same(data.config, output)
+    with replacing(output / CONFIG) as temporary:
+        temporary.write_text(data.config.to_yaml(), encoding="utf-8")
+    if data.config.data.skip_bad:
+        write_skipped(data.skipped, output)
+
+
+def _restored(model: MaskRCNN, output: Path, workers: Workers) -> RunState:
+    """Where the run is; the chief alone reads its folder."""
+    state = restore(model, output) if workers.is_chief else RunState()
+    found = workers.from_chief(asdict(state))
+    return RunState(found["steps"], found["seconds"], tuple(found["rows"]))
 
 
 def _claim(output: Path, resume: bool) -> None:

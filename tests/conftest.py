@@ -67,3 +67,16 @@ def tiny_config(tmp_path_factory, shapes_dir) -> Config:
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(TINY, encoding="utf-8")
     return load_config(path, [f"data.root={shapes_dir}"]).with_categories(CATEGORIES)
+
+
+@pytest.fixture(scope="session")
+def prepared_dir(tmp_path_factory, shapes_dir):
+    """`shapes_dir` as `mrcnn-tf prepare-data` writes it: train in 5 shards, val in 2."""
+    from mrcnn_tf.data.prepare import prepare_split
+    from mrcnn_tf.data.sources import coco_source
+
+    folder = tmp_path_factory.mktemp("prepared")
+    for split, num_shards in (("train", 5), ("val", 2)):
+        source = coco_source(shapes_dir / "images", shapes_dir / f"instances_{split}.json")
+        prepare_split(source, str(folder), split, name="shapes", num_shards=num_shards, num_workers=1)
+    return folder

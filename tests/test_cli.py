@@ -49,11 +49,50 @@ def test_evaluate(model_path, shapes_dir, tmp_path):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics) == {"bbox", "segm"}
+    assert set(metrics) == {"bbox", "segm", "classes"}
     assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "per_class"} <= set(metrics["segm"])
     assert set(metrics["segm"]["per_class"]) == {"circle", "rectangle", "triangle", "star"}
     assert isinstance(json.loads((tmp_path / "detections.json").read_text()), list)
     assert "segm: AP" in result.output
+
+
+def test_evaluate_can_measure_more(model_path, shapes_dir, tmp_path):
+    result = call(
+        "evaluate", model_path, "--images", shapes_dir / "images", "--annotations", shapes_dir / "instances_val.json",
+        "--output", tmp_path, "--boundary", "--voc", "--errors", "--per-class",
+        "--tta-scale", 96, "--tta-scale", 128, "--tta-flip",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"bbox", "segm", "boundary", "classes", "voc", "errors"}
+    for text in ("boundary: AP", "voc segm: AP50", "AP50 lost, bbox: classification", "triangle"):
+        assert text in result.output
+    assert (tmp_path / "errors.png").is_file()
+
+
+def test_predict_may_look_several_times(model_path, shapes_dir, tmp_path):
+    result = call(
+        "predict", model_path, shapes_dir / "images" / "val_000000.png",
+        "--output", tmp_path, "--tta-flip", "--score-threshold", 0,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "detections.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--backend", "cocoeval"), "pycocotools, faster-coco-eval, hotcoco, got 'cocoeval'"),
+        (("--backend", "hotcoco", "--boundary"), "does not compare boundaries"),
+        (("--tta-scale", 96, "--min-size", 96), "--min-size or --tta-scale"),
+        (("--tta-scale", 96, "--tta-scale", 96), "[96, 96]"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_do(model_path, tmp_path, options, message):
+    result = call(
+        "evaluate", model_path, "--images", tmp_path, "--annotations", tmp_path / "x.json", "--output", tmp_path, *options
+    )
+    assert result.exit_code == 1
+    assert message in result.output
 
 
 def test_predict_reports_a_broken_picture_and_goes_on(model_path, shapes_dir, tmp_path):

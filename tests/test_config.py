@@ -145,6 +145,9 @@ def test_every_fault_is_told_at_once(write):
         ("data: {min_sizes: []}", "positive pixel counts"),
         ("data: {image_size: [100, 640]}", "multiples of 64, got (100, 640); use (128, 640)"),
         ("data: {image_size: [0, 1]}", "use (64, 64)"),
+        ("data: {buckets: [[64, 128], [65, 64]]}", "a bucket must be multiples of 64, got (65, 64); use (128, 64)"),
+        ("data: {scale_jitter: [2.0, 0.1]}", "two rising numbers above 0, got (2.0, 0.1)"),
+        ("data: {scale_jitter: [0, 1]}", "two rising numbers above 0"),
     ],
 )
 def test_values_that_do_not_fit_together(write, text, words):
@@ -231,6 +234,33 @@ def test_data_paths_start_at_the_root(write):
 def test_missing_data_path_is_named():
     with pytest.raises(ConfigError, match=r"data\.val\.annotations is not set"):
         Config().data.path("val", "annotations")
+
+
+def test_prepared_data():
+    splits = {"train": {"tfds": "coco"}, "val": {"tfds": "gs://b/c", "split": "val2"}}
+    data = Config.model_validate({"data": {"root": "/data", **splits}}).data
+    assert data.prepared("train") == ("/data/coco", "train")
+    assert data.prepared("val") == ("gs://b/c", "val2")
+    assert data.train.is_set
+    assert Config().data.prepared("val") is None
+    assert not Config().data.val.is_set
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"tfds": "a", "annotations": "b"}, r"images and annotations, or tfds, not both; .* set \{tfds: a\}"),
+        ({"images": "a", "annotations": "b", "split": "val"}, "split=val names a part of prepared data; set tfds to its folder"),
+    ],
+)
+def test_prepared_data_or_files(section, message):
+    with pytest.raises(ValidationError, match=message):
+        Config.model_validate({"data": {"val": section}})
+
+
+def test_a_shipped_configuration_takes_prepared_data_in_one_word():
+    config = load_config("mask_rcnn_r50_fpn_1x", ["data.train={tfds: a}", "data.val={tfds: b}"])
+    assert (config.data.train.tfds, config.data.train.images, config.data.prepared("val")) == ("a", None, ("b", "val"))
 
 
 def test_with_categories():

@@ -81,6 +81,7 @@ class Oracle:
 def test_ground_truth_as_detections_is_perfect(tmp_path):
     annotations = scene(tmp_path)
     metrics = evaluate(Oracle(annotations), tmp_path, annotations, tmp_path / "out", progress=False)
+    assert set(metrics) == {"bbox", "segm", "classes"}
     for section in (metrics["bbox"], metrics["segm"]):
         assert set(section) == FIGURES
         assert section["AP"] == section["AR100"] == pytest.approx(1)
@@ -97,12 +98,66 @@ def test_what_is_written_can_be_evaluated_again(tmp_path):
     results = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert set(results[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
     assert 0 < metrics["bbox"]["AP"] < 1
-    assert {kind: coco_metrics(annotations, results, kind) for kind in ("bbox", "segm")} == metrics
+    assert all(coco_metrics(annotations, results, kind) == metrics[kind] for kind in ("bbox", "segm"))
     written = {path.name for path in (tmp_path / "out").iterdir()}
     plots = {f"precision_recall_{kind}{end}.png" for kind in ("bbox", "segm") for end in ("", "_classes")}
-    assert written == {"metrics.json", "detections.json", *plots}
+    assert written == {"metrics.json", "detections.json", "classes.csv", "classes.html", *plots}
     for plot in plots:
         assert Image.open(tmp_path / "out" / plot).size[0] >= 400
+
+
+def test_more_can_be_measured(tmp_path):
+    annotations = scene(tmp_path)
+    metrics = evaluate(
+        Oracle(annotations), tmp_path, annotations, tmp_path / "out", progress=False, boundary=True, voc=True, errors=True
+    )
+    assert set(metrics) == {"bbox", "segm", "boundary", "classes", "voc", "errors"}
+    assert metrics["boundary"]["AP"] == metrics["voc"]["segm"]["AP70"] == metrics["errors"]["bbox"]["AP50"] == pytest.approx(1)
+    assert set(metrics["classes"]) == {"bbox", "segm", "boundary"}
+    rare, box = metrics["classes"]["bbox"]
+    assert (rare["id"], rare["objects"], rare["detections"], rare["AP"], rare["AR"]) == (2, 0, 0, None, None)
+    assert (box["name"], box["objects"], box["detections"]) == ("box", 3, 3)
+    assert box["AP"] == box["AR"] == pytest.approx(1)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"errors.png", "classes.csv", "classes.html", "precision_recall_boundary.png"} <= written
+
+
+def test_boxes_alone_have_no_boundaries(tmp_path):
+    annotations = scene(tmp_path)
+    metrics = evaluate(
+        Oracle(annotations, masks=False), tmp_path, annotations, progress=False, boundary=True, voc=True, errors=True
+    )
+    assert set(metrics) == {"bbox", "classes", "voc", "errors"}
+    assert set(metrics["voc"]) == set(metrics["errors"]) == set(metrics["classes"]) == {"bbox"}
+
+
+def test_a_crowd_region_without_a_mask_is_its_box(tmp_path):
+    annotations = scene(tmp_path)
+    content = json.loads(annotations.read_text())
+    crowd = {"id": 9, "image_id": 2, "category_id": 5, "bbox": [55, 0, 20, 30], "area": 600, "iscrowd": 1}
+    content["annotations"].append(crowd)
+    annotations.write_text(json.dumps(content))
+    metrics = evaluate(Oracle(annotations), tmp_path, annotations, progress=False)
+    # What lies in the crowd region is no false positive.
+    assert metrics["segm"]["AP"] == pytest.approx(1)
+    assert metrics["classes"]["segm"][1]["objects"] == 3
+    assert metrics["classes"]["segm"][1]["detections"] == 4
+
+
+def test_no_more_than_so_many_classes_are_plotted(tmp_path, monkeypatch):
+    """A plot for each of a thousand classes would be too large to be drawn."""
+    annotations = scene(tmp_path)
+    drawn = []
+    monkeypatch.setattr("mrcnn_tf.evaluate.plot_classes", lambda precision, names, path, title: drawn.append(names))
+    monkeypatch.setattr("mrcnn_tf.evaluate.NUM_CLASS_PLOTS", 1)
+    evaluate(Oracle(annotations), tmp_path, annotations, tmp_path / "out", progress=False)
+    assert drawn == [["box"], ["box"]]
+
+
+def test_a_backend_that_is_not_there_is_refused_before_the_first_picture(tmp_path):
+    with pytest.raises(EvaluationError, match="'fast'"):
+        evaluate(None, tmp_path, scene(tmp_path), backend="fast", progress=False)
 
 
 def test_an_image_without_detections_counts(tmp_path):
@@ -132,7 +187,9 @@ def test_no_ground_truth_is_not_measured(tmp_path):
     annotations = scene(tmp_path)
     oracle = Oracle(annotations)
     annotations.write_text(json.dumps({**oracle.content, "annotations": []}))
-    metrics = evaluate(oracle, tmp_path, annotations, tmp_path / "out", progress=False)
+    metrics = evaluate(oracle, tmp_path, annotations, tmp_path / "out", progress=False, boundary=True, voc=True, errors=True)
+    assert metrics["boundary"]["AP"] is metrics["voc"]["bbox"]["AP50"] is metrics["errors"]["segm"]["AP50"] is None
+    assert Image.open(tmp_path / "out" / "errors.png").size[0] >= 400
     assert metrics["bbox"]["AP"] is None
     assert metrics["bbox"]["per_class"] == {"box": None, "rare": None}
 
@@ -140,11 +197,11 @@ def test_no_ground_truth_is_not_measured(tmp_path):
 def test_boxes_alone(tmp_path, capsys):
     annotations = scene(tmp_path, segmentation=False)
     metrics = evaluate(Oracle(annotations), tmp_path, annotations, progress=False)
-    assert set(metrics) == {"bbox"}
+    assert set(metrics) == {"bbox", "classes"}
     assert "3 of 3 annotations have no segmentation" in capsys.readouterr().err
     annotations = scene(tmp_path)
     metrics = evaluate(Oracle(annotations, masks=False), tmp_path, annotations, progress=False)
-    assert set(metrics) == {"bbox"}
+    assert set(metrics) == {"bbox", "classes"}
     assert "gives no masks" in capsys.readouterr().err
 
 

@@ -89,8 +89,14 @@ def test_ops_know_tensorflow_and_numpy_only(path):
 
 @pytest.mark.parametrize("path", files("data"))
 def test_data_knows_neither_keras_nor_the_model(path):
-    third_parties = ("tensorflow", "numpy", "PIL", "pycocotools", "rich", "tensorflow_datasets")
+    third_parties = ("tensorflow", "numpy", "PIL", "pycocotools", "rich", "tensorflow_datasets", "defusedxml")
     assert_only(path, *third_parties, "mrcnn_tf.ops", "mrcnn_tf.config", "mrcnn_tf.data", "mrcnn_tf.files")
+
+
+@pytest.mark.parametrize("path", files("metrics"))
+def test_metrics_know_neither_tensorflow_nor_the_model(path):
+    third_parties = ("numpy", "pycocotools", "faster_coco_eval", "hotcoco")
+    assert_only(path, *third_parties, "mrcnn_tf.metrics", "mrcnn_tf.paste")
 
 
 @pytest.mark.parametrize("path", [p for p in files("modeling") if p.values[0].stem not in {*WIRING, "__init__"}])
@@ -110,7 +116,7 @@ def test_only_the_command_line_knows_the_exporters(path):
         assert not [module for module in imports_of(path) if module.startswith("mrcnn_tf.export")]
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict", "detections", "visualize", "paste"])
+@pytest.mark.parametrize("name", ["evaluate", "predict", "tta", "detections", "visualize", "paste"])
 def test_evaluation_and_prediction_take_any_detector(name):
     """They stand above the model without knowing it, so that other runtimes plug in."""
     assert not [module for module in imports_of(PACKAGE / f"{name}.py") if module.startswith("mrcnn_tf.modeling")]

@@ -207,6 +207,10 @@ def test_another_configuration_is_not_resumed(config, unbroken):
         check_same(config.model_copy(update={"train": section}), unbroken.output)
 
 
+def test_a_run_goes_on_with_another_strategy(config, unbroken):
+    check_same(with_train(config, strategy="mirrored", cluster="slurm", cluster_timeout=5, communication="nccl"), unbroken.output)
+
+
 def test_a_broken_checkpoint_is_named(config, tmp_path):
     (tmp_path / "last.keras").write_bytes(b"half")
     with pytest.raises(ConfigError, match=r"last\.keras cannot be resumed from"):
@@ -223,8 +227,8 @@ def test_a_row_cut_off_by_a_kill_is_made_again(config, unbroken, tmp_path):
     assert len(state.measured("loss")) == 1
 
 
-def poisoned(config):
-    model = build_model(config)
+def poisoned(config, strategy):
+    model = build_model(config, strategy)
     bias = model.box_head.get_layer("class_logits").bias
     bias.assign(np.full(bias.shape, math.nan))
     return model

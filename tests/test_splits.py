@@ -2,13 +2,14 @@
 
 import json
 import logging
+import sys
 
 import pytest
 
 from mrcnn_tf.config import ConfigError
 from mrcnn_tf.data.coco import DataError
 from mrcnn_tf.data.shapes import write_shapes
-from mrcnn_tf.splits import SKIPPED, read_skipped, training_split, validation_split, write_skipped
+from mrcnn_tf.splits import SKIPPED, prepared_split, read_skipped, training_split, validation_split, write_skipped
 
 
 @pytest.fixture
@@ -108,3 +109,39 @@ def test_a_list_that_is_lost(tmp_path, text, message):
         (tmp_path / SKIPPED).write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_skipped(tmp_path)
+
+
+def on_prepared(config, folder, **changes):
+    split = {"train": type(config.data.train)(tfds=str(folder)), "val": type(config.data.val)(tfds=str(folder))}
+    return changed(config, "data", **split, **changes)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_validation_on_prepared_data(config, prepared_dir, shapes_dir, skip_bad):
+    config = on_prepared(config, prepared_dir, skip_bad=skip_bad)
+    val = validation_split(config)
+    assert len(val.content["images"]) == 6
+    assert val.skipped == ()
+    name = val.content["images"][0]["file_name"]
+    assert (val.images / name).open("rb").read() == (shapes_dir / "images" / name).read_bytes()
+    assert validation_split(changed(config, "train", eval_every=0)) is None
+
+
+def test_prepared_data_with_a_category_that_the_model_lacks(config, prepared_dir):
+    config = on_prepared(config, prepared_dir, skip_bad=False).with_categories([{"id": 1, "name": "circle"}])
+    with pytest.raises(DataError, match=r"val: category 2: the model does not know it"):
+        validation_split(config)
+    val = validation_split(changed(config, "data", skip_bad=True))
+    assert [category["id"] for category in val.content["categories"]] == [1]
+    assert len(val.skipped) == 3
+
+
+def test_prepared_data_that_is_not_there(config, tmp_path):
+    with pytest.raises(DataError, match=r"index-val\.json: there is no such file"):
+        validation_split(on_prepared(config, tmp_path))
+
+
+def test_tensorflow_datasets_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'mrcnn-tf\[tfds\]'"):
+        prepared_split(str(tmp_path), "val")

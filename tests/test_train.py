@@ -17,7 +17,7 @@ import mrcnn_tf
 from mrcnn_tf.config import ConfigError, load_config
 from mrcnn_tf.data.coco import DataError
 from mrcnn_tf.modeling.mask_rcnn import load_model
-from mrcnn_tf.train import build_model, build_strategy, train
+from mrcnn_tf.train import build_model, train
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +100,6 @@ def test_a_broken_picture_stops_with_its_name(tiny_config, tmp_path):
     data = tiny_config.data.model_copy(update={"root": str(tmp_path), "val": type(tiny_config.data.val)()})
     with pytest.raises(DataError, match=r"image 3: .*train_000002\.png"):
         train(tiny_config.model_copy(update={"data": data}), tmp_path / "run", progress=False)
-
-
-def test_the_batch_must_divide_among_the_replicas(tiny_config):
-    with pytest.raises(ConfigError, match="multiple of the 2 replicas"):
-        build_strategy(changed(tiny_config, strategy="mirrored", batch_size=3).train)
 
 
 def test_the_script_of_the_documents(shapes_dir, tmp_path):

@@ -18,5 +18,5 @@ from mrcnn_tf.config.model import (
     PresetName,
     imagenet_preprocessing,
 )
-from mrcnn_tf.config.run import Config, DataConfig, StageConfig, TrainConfig
+from mrcnn_tf.config.run import ColourJitterConfig, Config, DataConfig, StageConfig, TrainConfig
 from mrcnn_tf.config.validation import ConfigError, parse

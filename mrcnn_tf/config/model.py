@@ -205,7 +205,13 @@ class BoxHeadConfig(Section):
     box_loss: Literal["l1", "smooth_l1"] = "l1"
     smooth_l1_beta: float = Field(1.0, gt=0)
     score_threshold: float = Field(0.05, ge=0, lt=1)
+    nms: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
+    """Greedy NMS, or Soft-NMS, which lowers the scores of boxes that overlap a better one: by 1 - IoU from nms_iou_threshold on,
+    or by exp(-IoU^2 / soft_nms_sigma)."""
     nms_iou_threshold: float = Field(0.5, ge=0, le=1)
+    soft_nms_sigma: float = Field(0.5, gt=0)
+    soft_nms_min_score: float = Field(0.001, gt=0, lt=1)
+    """Soft-NMS drops a box whose score falls below it."""
     max_detections: int = Field(100, ge=1)
     pre_nms_top_k: int | None = Field(5000, ge=1)
     """Scored (region, class) pairs of an image that enter NMS, the best first, far more than a trained model gives; None: no

@@ -14,10 +14,40 @@ from mrcnn_tf.config.validation import ConfigError, Section, parse
 
 
 class SplitConfig(Section):
-    """One COCO JSON and its image folder."""
+    """One COCO JSON and its image folder; or a data set that `mrcnn-tf prepare-data` has written."""
 
     images: str | None = None
     annotations: str | None = None
+    tfds: str | None = None
+    """Folder of prepared data, local or in a bucket, instead of images and annotations."""
+    split: str | None = None
+    """Of the prepared data; None: train for data.train, val for data.val."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SplitConfig:
+        if self.tfds is not None and not (self.images is None and self.annotations is None):
+            raise ValueError(f"images and annotations, or tfds, not both; to take prepared data only, set {{tfds: {self.tfds}}}")
+        if self.split is not None and self.tfds is None:
+            raise ValueError(f"split={self.split} names a part of prepared data; set tfds to its folder")
+        return self
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it names data."""
+        return self.annotations is not None or self.tfds is not None
+
+
+class ColourJitterConfig(Section):
+    """Random changes of colour in training, as torchvision's ColorJitter; 0 is none."""
+
+    brightness: float = Field(0.0, ge=0)
+    """Multiplied by 1 - this .. 1 + this, at least 0."""
+    contrast: float = Field(0.0, ge=0)
+    """Distance from the mean grey, likewise."""
+    saturation: float = Field(0.0, ge=0)
+    """Distance from the picture in grey, likewise."""
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Turned by at most this part of the circle."""
 
 
 class DataConfig(Section):
@@ -32,8 +62,21 @@ class DataConfig(Section):
     max_size: int = Field(1333, ge=1)
     image_size: tuple[int, int] = (1344, 1344)
     """Padded (height, width) of a training image; multiples of 64. Longer edges than this shrink the image further."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Padded sizes instead of image_size, one for each batch; an image goes to that of the nearest aspect ratio."""
+    scale_jitter: tuple[float, float] | None = None
+    """Instead of min_sizes: a scale drawn from this range, 1 being the largest that fits image_size; then cut to image_size."""
+    min_visible_area: float = Field(1.0, ge=0)
+    """Square pixels that must be left of an object which is cut or covered."""
     horizontal_flip: float = Field(0.5, ge=0, le=1)
     """Probability."""
+    colour_jitter: ColourJitterConfig = ColourJitterConfig()
+    copy_paste: bool = False
+    """Paste objects of another image, each with a probability of one half."""
+    copy_paste_blur: float = Field(0.0, ge=0)
+    """Standard deviation of the blur of pasted edges, pixels."""
+    repeat_threshold: float | None = Field(None, gt=0, le=1)
+    """Repeat images with classes that fewer than this part of the images have; None: each image once an epoch."""
     max_ground_truth: int = Field(100, ge=1)
     """Upper bound of the ground-truth rows per image. The rows are as many as the data needs, at most this."""
     keep_empty: bool = False
@@ -46,9 +89,12 @@ class DataConfig(Section):
     def _check(self) -> DataConfig:
         if not self.min_sizes or min(self.min_sizes) < 1:
             raise ValueError(f"min_sizes needs positive pixel counts, got {self.min_sizes}")
-        if any(side % 64 or side < 64 for side in self.image_size):
-            height, width = (max(64, -(-side // 64) * 64) for side in self.image_size)
-            raise ValueError(f"image_size must be multiples of 64, got {self.image_size}; use ({height}, {width})")
+        for name, size in (("image_size", self.image_size), *(("a bucket", bucket) for bucket in self.buckets)):
+            if any(side % 64 or side < 64 for side in size):
+                height, width = (max(64, -(-side // 64) * 64) for side in size)
+                raise ValueError(f"{name} must be multiples of 64, got {size}; use ({height}, {width})")
+        if self.scale_jitter and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ValueError(f"scale_jitter must be two rising numbers above 0, got {self.scale_jitter}")
         return self
 
     def path(self, split: Literal["train", "val"], what: Literal["images", "annotations"]) -> Path:
@@ -61,6 +107,17 @@ class DataConfig(Section):
         if value is None:
             raise ConfigError(f"data.{split}.{what} is not set; give it in the YAML file or as data.{split}.{what}=PATH")
         return Path(self.root or ".").expanduser() / Path(value).expanduser()
+
+    def prepared(self, split: Literal["train", "val"]) -> tuple[str, str] | None:
+        """Folder of the prepared data of a split, and its name there; None where images and annotations are used."""
+        section: SplitConfig = getattr(self, split)
+        if section.tfds is None:
+            return None
+        # A path would lose one of the slashes of gs://bucket.
+        folder = (
+            section.tfds if "://" in section.tfds else str(Path(self.root or ".").expanduser() / Path(section.tfds).expanduser())
+        )
+        return folder, section.split or split
 
 
 class StageConfig(Section):
@@ -110,8 +167,14 @@ class TrainConfig(Section):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     xla: bool | Literal["auto"] = "auto"
     """on, off, or auto: on for GPUs, off for CPUs."""
-    strategy: Literal["auto", "none", "mirrored"] = "auto"
-    """auto: mirrored when there are several GPUs."""
+    strategy: Literal["auto", "none", "mirrored", "multi_worker", "tpu"] = "auto"
+    """auto: multi_worker where the environment names several machines (`cluster`), else mirrored when there are several GPUs."""
+    cluster: Literal["tf_config", "slurm", "kubernetes"] = "tf_config"
+    """Who names the machines: the variable TF_CONFIG, the variables of a Slurm step, or Kubernetes."""
+    cluster_timeout: float = Field(300.0, gt=0)
+    """Seconds to wait at the start for the other machines."""
+    communication: Literal["auto", "ring", "nccl"] = "auto"
+    """How machines add up their gradients: TensorFlow's ring, NCCL, or its choice."""
     epoch_steps: int | None = Field(None, ge=1)
     """Steps between two lines of metrics.csv; None: one pass over the data."""
     eval_every: int = Field(1, ge=0)
@@ -166,7 +229,7 @@ class Config(Section):
                     f"train.stages.{number}.frozen_stages is {stage.frozen_stages}, but model.backbone.frozen_stages={least} "
                     f"keeps those frozen for the whole run; set model.backbone.frozen_stages={stage.frozen_stages}"
                 )
-        if self.train.early_stopping_patience is not None and self.data.val.annotations is None:
+        if self.train.early_stopping_patience is not None and not self.data.val.is_set:
             raise ValueError("train.early_stopping_patience needs a validation set; set data.val.images and data.val.annotations")
         return self
 

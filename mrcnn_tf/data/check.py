@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mrcnn_tf.data.coco import CocoAnnotations, DataError, Place, Record, load_coco, parse_annotations, places_of
+from mrcnn_tf.data.images import ImageFolder
 from mrcnn_tf.data.object_faults import object_faults
 from mrcnn_tf.data.samples import MISSING_MASK, missing_masks, read_image, require_image
 
@@ -99,7 +100,7 @@ def check_data(
 def check_content(
     content: Mapping[str, Any],
     path: Path,
-    folder: Path,
+    folder: ImageFolder,
     faults: list[Fault],
     *,
     categories: Iterable[Mapping[str, Any]] | None = None,
@@ -123,6 +124,25 @@ def check_content(
     Raises:
         DataError: images, annotations or categories is no list, or no category is left.
     """
+    found, images, objects = check_entries(content, path, faults, categories=categories)
+    work = partial(_check_record, folder=folder, path=path, images=images, objects=objects)
+    for more in _in_parallel(work, found.records, num_workers or os.cpu_count() or 1, progress):
+        faults += more
+    return found
+
+
+def check_entries(
+    content: Mapping[str, Any],
+    path: Path,
+    faults: list[Fault],
+    *,
+    categories: Iterable[Mapping[str, Any]] | None = None,
+) -> tuple[CocoAnnotations, dict[int, Place], dict[int, Place]]:
+    """The part of `check_content` that needs neither pictures nor masks; its arguments and errors.
+
+    Returns:
+        The records that were read, and the places of their images and objects by ids.
+    """
     told: list[Fault] = []
     try:
         found = parse_annotations(content, path, categories, report=partial(_collect, told, path))
@@ -139,14 +159,11 @@ def check_content(
     for item in missing_masks(found):
         place = objects[item.annotation_id]
         told.append(Fault("missing mask", place.label, MISSING_MASK, names[place.entry["image_id"]], place))
-    work = partial(_check_record, folder=folder, path=path, images=images, objects=objects)
-    for more in _in_parallel(work, found.records, num_workers or os.cpu_count() or 1, progress):
-        told += more
     faults += told
-    return found
+    return found, images, objects
 
 
-def require_folder(folder: Path) -> None:
+def require_folder(folder: ImageFolder) -> None:
     """See that a folder of images is one.
 
     Raises:
@@ -157,7 +174,7 @@ def require_folder(folder: Path) -> None:
 
 
 def _check_record(
-    record: Record, folder: Path, path: Path, images: Mapping[int, Place], objects: Mapping[int, Place]
+    record: Record, folder: ImageFolder, path: Path, images: Mapping[int, Place], objects: Mapping[int, Place]
 ) -> list[Fault]:
     """What is wrong with the picture and the objects of an image; the records' places by their ids."""
     faults = []

@@ -27,6 +27,7 @@ from mrcnn_tf.data.coco_records import (
     object_of,
     type_name,
 )
+from mrcnn_tf.data.images import ImageFile
 
 Section: TypeAlias = Literal["images", "annotations", "categories"]
 """A list of records in a COCO file."""
@@ -183,15 +184,19 @@ def write_coco(path: str | Path, records: Iterable[Record], categories: Sequence
     return path
 
 
-def load_coco(path: str | Path) -> dict[str, Any]:
-    """The JSON of a COCO file, unchecked but for being an object.
+def load_coco(path: str | ImageFile) -> dict[str, Any]:
+    """The JSON of a COCO file, unchecked but for being an object; images of LVIS get a `file_name` (`with_file_names`).
+
+    Args:
+        path: of the file; it may be a member of an archive (`mrcnn_tf.data.archives`).
 
     Raises:
         DataError: the file is missing, not readable, or broken or truncated JSON (with line and column).
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     try:
-        content = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            content = json.loads(file.read())
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such annotation file", "broken file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -201,7 +206,22 @@ def load_coco(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         expected = "expected a COCO object with images, annotations and categories"
         raise DataError(f"{path}: {expected}, got a {type_name(content)}", "broken file")
-    return content
+    return with_file_names(content)
+
+
+def with_file_names(content: dict[str, Any]) -> dict[str, Any]:
+    """A COCO file whose images have the `file_name` that LVIS leaves out: the folder and the name at the end of `coco_url`."""
+    images = content.get("images")
+    if not isinstance(images, list):
+        return content
+    return {**content, "images": [_with_file_name(entry) for entry in images]}
+
+
+def _with_file_name(entry: Any) -> Any:
+    url = entry.get("coco_url") if isinstance(entry, dict) else None
+    if not isinstance(url, str) or "file_name" in entry:
+        return entry
+    return {**entry, "file_name": "/".join(url.split("/")[-2:])}
 
 
 def _images(content: Mapping[str, Any], path: Path, report: Report) -> dict[int, Record | None]:

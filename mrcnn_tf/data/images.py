@@ -7,9 +7,10 @@ import io
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, Literal, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """What counts as an image when a folder is listed."""
@@ -25,14 +26,45 @@ class ImageError(ValueError):
     """An image file that cannot be read; the message names the file and the fault."""
 
 
-def load_image(path: str | Path) -> np.ndarray:
+class ImageFile(Protocol):
+    """A file: a `Path`, or something that can be read like one: a member of an archive, a record."""
+
+    def is_file(self) -> bool:
+        """Whether it is there."""
+        ...
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """Its content.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        ...
+
+
+class ImageFolder(Protocol):
+    """A `Path`, or something else that has files by their names."""
+
+    def is_dir(self) -> bool:
+        """Whether it is there."""
+        ...
+
+    def __truediv__(self, name: str) -> ImageFile: ...
+
+
+def as_folder(folder: str | ImageFolder) -> ImageFolder:
+    """The folder of this path, or the folder itself."""
+    return Path(folder) if isinstance(folder, str) else folder
+
+
+def load_image(path: str | ImageFile) -> np.ndarray:
     """Read an image file.
 
     The EXIF orientation is applied. Alpha is dropped, grey is repeated, CMYK and palettes are converted (as Pillow's
     `convert("RGB")`), 16-bit grey is scaled to 8 bits where Pillow's own conversion would clip it.
 
     Args:
-        path: JPEG, PNG, TIFF, WebP, BMP or GIF (its first frame).
+        path: of a JPEG, PNG, TIFF, WebP, BMP or GIF (its first frame).
 
     Returns:
         [height, width, 3] uint8 RGB.
@@ -41,24 +73,28 @@ def load_image(path: str | Path) -> np.ndarray:
         ImageError: the file is missing, is no image, is broken or truncated, or holds values with no known white.
     """
     try:
-        with Image.open(path) as image:
+        with (Path(path) if isinstance(path, str) else path).open("rb") as file, Image.open(file) as image:
             return _as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such image file") from error
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
+    except UnidentifiedImageError as error:
+        # Pillow's own message names an object in memory where the file is not one of a disk.
+        raise ImageError(f"{path}: not a readable image: of no kind that Pillow knows") from error
     except _FAULTS as error:
         raise ImageError(f"{path}: not a readable image: {error}") from error
 
 
-def encoded_image(path: str | Path) -> bytes:
+def encoded_image(path: str | ImageFile) -> bytes:
     """A picture as a server takes it: the file itself if it is JPEG or PNG, otherwise what `load_image` reads, as PNG.
 
     Raises:
         ImageError: the file cannot be read, or is of another kind and no image.
     """
     try:
-        data = Path(path).read_bytes()
+        with (Path(path) if isinstance(path, str) else path).open("rb") as file:
+            data = file.read()
     except OSError as error:
         raise ImageError(f"{path}: not a readable image: {error.strerror}") from error
     return data if data.startswith(_JPEG_OR_PNG) else encode_png(load_image(path))

@@ -46,7 +46,7 @@ def object_faults(item: CocoObject, record: Record, entry: Mapping[str, Any]) ->
     if box is None:
         yield "empty mask", f"the segmentation covers nothing of its image of {size}"
     elif not flat and _disagree(item.box, box):
-        yield "box and mask", f"the box is {_corners(item.box)}, the mask fills {_corners(box)} (IoU {_iou(item.box, box):.2f})"
+        yield "box and mask", f"the box is {corners(item.box)}, the mask fills {corners(box)} (IoU {iou(item.box, box):.2f})"
 
 
 def mask_box(segmentation: Segmentation, image_size: tuple[int, int]) -> Box | None:
@@ -76,15 +76,17 @@ def _disagree(box: Box, other: Box) -> bool:
     pixels, share = MAX_SIDE_OFFSET
     sides = (box[2] - box[0], box[3] - box[1]) * 2
     far = any(abs(a - b) >= pixels and abs(a - b) > share * side for a, b, side in zip(box, other, sides, strict=True))
-    return far or _iou(box, other) < MIN_BOX_MASK_IOU
+    return far or iou(box, other) < MIN_BOX_MASK_IOU
 
 
-def _iou(box: Box, other: Box) -> float:
+def iou(box: Box, other: Box) -> float:
+    """Overlap of two boxes as a share of what both cover."""
     height, width = (max(0.0, min(box[i + 2], other[i + 2]) - max(box[i], other[i])) for i in (0, 1))
     areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, other)]
     return height * width / (sum(areas) - height * width)
 
 
-def _corners(box: Sequence[float]) -> str:
+def corners(box: Sequence[float]) -> str:
+    """How messages say where a box is."""
     y1, x1, y2, x2 = (f"{side:g}" for side in np.round(box, 1))
     return f"x {x1} to {x2}, y {y1} to {y2}"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mrcnn_tf.config import MASK_SIZE
 from mrcnn_tf.data.coco import CocoAnnotations, CocoObject, DataError, Record
-from mrcnn_tf.data.images import ImageError, load_image
-from mrcnn_tf.data.masks import mask_crop
+from mrcnn_tf.data.images import ImageError, ImageFolder, load_image
+from mrcnn_tf.data.masks import Segmentation, mask_crop
 
 _LOG = logging.getLogger("mrcnn_tf.data")
+SAMPLE_KEYS = ("images", "image_sizes", "gt_boxes", "gt_classes", "gt_crowd", "gt_masks", "gt_segmentations")
 _NAMED = 20
 """File names in one line of the log; the report has all."""
 MISSING_MASK = "segmentation is missing, others have it; give it to all, or train boxes only with model.mask_head.enabled=false"
@@ -61,7 +64,7 @@ def select_records(
     Returns:
         The records with the objects that are kept, and what was left out.
     """
-    solid = [replace(record, objects=tuple(filter(_has_area, record.objects))) for record in annotations.records]
+    solid = [replace(record, objects=tuple(filter(has_area, record.objects))) for record in annotations.records]
     learnable = [r for r in solid if keep_empty or not all(item.crowd for item in r.objects)]
     kept = tuple(replace(record, objects=_largest(record.objects, max_ground_truth)) for record in learnable)
     used = {record.image_id for record in kept}
@@ -76,7 +79,8 @@ def select_records(
     return kept, report
 
 
-def _has_area(item: CocoObject) -> bool:
+def has_area(item: CocoObject) -> bool:
+    """Whether its box has a width and a height."""
     top, left, bottom, right = item.box
     return bottom > top and right > left
 
@@ -131,7 +135,17 @@ class ByteCache:
 class SampleReader:
     """Reads records as arrays of `num_rows` ground-truth rows."""
 
-    def __init__(self, folder: Path, path: Path, records: Sequence[Record], *, num_rows: int, masks: bool, cache_bytes: int):
+    def __init__(
+        self,
+        folder: ImageFolder,
+        path: Path,
+        records: Sequence[Record],
+        *,
+        num_rows: int,
+        masks: bool,
+        cache_bytes: int,
+        segmentations: bool = False,
+    ):
         """Check that every image file is there.
 
         Args:
@@ -141,15 +155,22 @@ class SampleReader:
             num_rows: ground-truth rows G, at least the objects of any record.
             masks: read masks too.
             cache_bytes: bound of the decoded images, and of the mask crops, that are kept.
+            segmentations: with masks, give the segmentations as text, too.
 
         Raises:
             DataError: an image file is missing.
         """
         self._folder, self._path, self._records = folder, path, records
-        self._num_rows, self._masks = num_rows, masks
+        self._num_rows, self._masks, self._segmentations = num_rows, masks, masks and segmentations
         self._images, self._crops = ByteCache(cache_bytes), ByteCache(cache_bytes)
         for record in records:
             require_image(folder, record, path)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of what `read` gives."""
+        kept = {"gt_masks": self._masks, "gt_segmentations": self._segmentations}
+        return tuple(key for key in SAMPLE_KEYS if kept.get(key, True))
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """One record.
@@ -159,32 +180,54 @@ class SampleReader:
 
         Returns:
             The keys of the batch without the batch axis, in pixels of the original image: images [h, w, 3] uint8, image_sizes [2]
-            int32, gt_boxes [G, 4] float32, gt_classes [G] int32, gt_crowd [G] bool and, with masks, gt_masks [G, 56, 56] uint8.
+            int32, gt_boxes [G, 4] float32, gt_classes [G] int32, gt_crowd [G] bool and, with masks, gt_masks [G, 56, 56] uint8;
+            if asked for, gt_segmentations [G] bytes, JSON as in the file or empty.
 
         Raises:
             DataError: the image is broken or not of the size that the record says.
         """
         record = self._records[index]
-        sample = {
-            "images": self._images.get(index, lambda: read_image(self._folder, record, self._path)),
-            "image_sizes": np.array([record.height, record.width], np.int32),
-            "gt_boxes": self._rows([item.box for item in record.objects], (4,), np.float32),
-            "gt_classes": self._rows([item.class_id for item in record.objects], (), np.int32),
-            "gt_crowd": self._rows([item.crowd for item in record.objects], (), np.bool_),
-        }
-        if self._masks:
-            crops = self._crops.get(index, lambda: _crops(record))
-            sample["gt_masks"] = self._rows(crops, (MASK_SIZE, MASK_SIZE), np.uint8)
-        return sample
-
-    def _rows(self, values: Sequence | np.ndarray, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        rows: np.ndarray = np.zeros((self._num_rows, *shape), dtype)
-        if len(values):
-            rows[: len(values)] = values
-        return rows
+        image = self._images.get(index, lambda: read_image(self._folder, record, self._path))
+        crops = self._crops.get(index, lambda: _crops(record)) if self._masks else None
+        texts = [segmentation_text(item.segmentation) for item in record.objects] if self._segmentations else None
+        return sample_arrays(record, image, crops, texts, num_rows=self._num_rows)
 
 
-def require_image(folder: Path, record: Record, path: Path) -> None:
+def sample_arrays(
+    record: Record, image: np.ndarray, crops: np.ndarray | None, texts: Sequence[bytes] | None, *, num_rows: int
+) -> dict[str, np.ndarray]:
+    """What `SampleReader.read` gives.
+
+    Args:
+        record: of N objects.
+        image: [height, width, 3] uint8.
+        crops: [N, 56, 56] uint8, their masks; None leaves `gt_masks` out.
+        texts: N segmentations as JSON; None leaves `gt_segmentations` out.
+        num_rows: of ground truth, at least N.
+    """
+    fill = partial(_rows, num_rows=num_rows)
+    sample = {
+        "images": image,
+        "image_sizes": np.array([record.height, record.width], np.int32),
+        "gt_boxes": fill([item.box for item in record.objects], (4,), np.float32),
+        "gt_classes": fill([item.class_id for item in record.objects], (), np.int32),
+        "gt_crowd": fill([item.crowd for item in record.objects], (), np.bool_),
+    }
+    if crops is not None:
+        sample["gt_masks"] = fill(crops, (MASK_SIZE, MASK_SIZE), np.uint8)
+    if texts is not None:
+        sample["gt_segmentations"] = np.array([*texts, *[b""] * (num_rows - len(texts))], np.object_)
+    return sample
+
+
+def _rows(values: Sequence | np.ndarray, shape: tuple[int, ...], dtype: type, num_rows: int) -> np.ndarray:
+    rows: np.ndarray = np.zeros((num_rows, *shape), dtype)
+    if len(values):
+        rows[: len(values)] = values
+    return rows
+
+
+def require_image(folder: ImageFolder, record: Record, path: Path) -> None:
     """Check that the file of an image is there; `path` is that of the annotations, for the message.
 
     Raises:
@@ -194,7 +237,7 @@ def require_image(folder: Path, record: Record, path: Path) -> None:
         raise DataError(f"{path}: image {record.image_id}: there is no file {folder / record.file_name}", "missing image")
 
 
-def read_image(folder: Path, record: Record, path: Path) -> np.ndarray:
+def read_image(folder: ImageFolder, record: Record, path: Path) -> np.ndarray:
     """The picture of a record, as uint8 RGB [height, width, 3]; `path` is that of the annotations, for messages.
 
     Raises:
@@ -210,6 +253,15 @@ def read_image(folder: Path, record: Record, path: Path) -> np.ndarray:
         message = f"{where}: {record.file_name} should have {expected} pixels (height x width), it has {came}"
         raise DataError(message, "image size")
     return image
+
+
+def segmentation_text(segmentation: Segmentation | None) -> bytes:
+    """A segmentation as JSON; empty for none."""
+    if segmentation is None:
+        return b""
+    if isinstance(segmentation, Mapping):
+        return json.dumps(dict(segmentation)).encode()
+    return json.dumps([np.asarray(polygon).tolist() for polygon in segmentation]).encode()
 
 
 def _crops(record: Record) -> np.ndarray:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from mrcnn_tf.modeling.layers import ConvNorm
 from mrcnn_tf.ops import boxes as box_ops
 from mrcnn_tf.ops import losses, matching, nms
+from mrcnn_tf.ops.suppression import Suppression
 
 
 def build_box_head(
@@ -164,7 +165,7 @@ class DetectBoxes(keras.layers.Layer):
         *,
         box_weights: tuple[float, float, float, float],
         score_threshold: float,
-        nms_iou_threshold: float,
+        suppression: Suppression,
         max_detections: int,
         min_box_size: float,
         pre_nms_top_k: int | None,
@@ -175,7 +176,7 @@ class DetectBoxes(keras.layers.Layer):
         super().__init__(dtype="float32", **kwargs)
         self.box_weights = box_weights
         self.score_threshold = score_threshold
-        self.nms_iou_threshold = nms_iou_threshold
+        self.suppression = suppression
         self.max_detections = max_detections
         self.min_box_size = min_box_size
         self.pre_nms_top_k = pre_nms_top_k
@@ -208,14 +209,11 @@ class DetectBoxes(keras.layers.Layer):
     def _suppress(
         self, boxes: tf.Tensor, classes: tf.Tensor, scores: tf.Tensor, num_classes: int
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        kept, num_detections = nms.nms_indices(
-            nms.offset_boxes_by_group(boxes, classes, num_classes),
-            scores,
-            max_output_size=self.max_detections,
-            iou_threshold=self.nms_iou_threshold,
+        kept, scores, num_detections = self.suppression(
+            boxes, classes, scores, num_classes=num_classes, max_output_size=self.max_detections
         )
         is_detection = tf.range(self.max_detections)[None, :] < num_detections[:, None]
-        boxes, classes, scores = (tf.gather(values, kept, batch_dims=1) for values in (boxes, classes, scores))
+        boxes, classes = (tf.gather(values, kept, batch_dims=1) for values in (boxes, classes))
         return (
             tf.where(tf.expand_dims(is_detection, -1), boxes, 0.0),
             tf.where(is_detection, classes + 1, 0),

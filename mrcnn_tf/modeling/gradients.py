@@ -8,6 +8,14 @@ import tensorflow as tf
 from mrcnn_tf.modeling.loss_scale import unwrapped
 
 
+def leave_the_sum_to_us(optimizer: keras.optimizers.Optimizer) -> None:
+    """Have an optimizer take its gradients as added up over the replicas by `sum_and_clip`.
+
+    Keras 3.15.1 has no switch for it, and would send them through the network a second time.
+    """
+    unwrapped(optimizer)._all_reduce_sum_gradients = list
+
+
 def sum_and_clip(gradients: list[tf.Tensor], optimizer: keras.optimizers.Optimizer) -> list[tf.Tensor]:
     """Add up over replicas before clipping and looking for overflow; what the optimizer does then changes nothing more.
 
@@ -18,12 +26,11 @@ def sum_and_clip(gradients: list[tf.Tensor], optimizer: keras.optimizers.Optimiz
         optimizer: with its clipping and its loss scaling.
 
     Returns:
-        For each replica the same share of the sum; unchanged where the order makes no difference.
+        The sum, the same on each replica; on one device they are unchanged, and the optimizer clips.
     """
     context = tf.distribute.get_replica_context()
     replicas, inner = context.num_replicas_in_sync, unwrapped(optimizer)
-    clips = inner.global_clipnorm or inner.clipnorm or inner.clipvalue
-    if replicas == 1 or not (clips or isinstance(optimizer, keras.optimizers.LossScaleOptimizer)):
+    if replicas == 1:
         return gradients
     gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
     unit = optimizer.scale_loss(tf.constant(1.0))
@@ -35,4 +42,4 @@ def sum_and_clip(gradients: list[tf.Tensor], optimizer: keras.optimizers.Optimiz
         bound = inner.clipvalue * unit
         # Infinite ones stay so: they tell of an overflow.
         gradients = [tf.where(tf.math.is_inf(g), g, tf.clip_by_value(g, -bound, bound)) for g in gradients]
-    return [gradient / replicas for gradient in gradients]
+    return gradients

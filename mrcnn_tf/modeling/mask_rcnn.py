@@ -26,6 +26,7 @@ from mrcnn_tf.modeling.rois import FlattenRows, GatherRows, RoiAlign, RoiPool, R
 from mrcnn_tf.modeling.rpn import Anchors, Proposals, RpnLosses, build_rpn_head
 from mrcnn_tf.modeling.trainer import RcnnTrainer
 from mrcnn_tf.modeling.windows import ImageWindows, InputWindows, MoveEnds
+from mrcnn_tf.ops.suppression import Suppression
 
 STRIDES = (4, 8, 16, 32, 64)
 """Input pixels per pixel of P2..P6."""
@@ -120,6 +121,26 @@ class MaskRCNN(RcnnTrainer):
             "propose": keras.Model({**inputs, "trunk": stages.trunk}, stages.proposed, name="propose"),
             "detect": keras.Model({**inputs, "known": known}, stages.detected, name="detect"),
         }
+
+    def halves(self) -> tuple[keras.Model, keras.Model | None]:
+        """The inference graph in two, cut where the boxes are known, so that masks can be asked for at any boxes.
+
+        Returns:
+            From the inputs to the detections without masks and `features`, a list over the levels that are pooled. And from
+            `{"features", "boxes": [B, D, 4] pixels of the input, "classes": [B, D] int32, 0 in padding rows}`, D being
+            `max_detections`, to masks as in the detections; None where the model has none.
+        """
+        stages = self._stages
+        features = stages.trunk["features"][: stages.num_roi_levels]
+        known = {name: value for name, value in stages.detected.items() if name != "mask_regions"}
+        boxes = keras.Model(dict(self.input), {**known, "features": features}, name="boxes")
+        if self.mask_head is None:
+            return boxes, None
+        num_rows = self.config.box_head.max_detections
+        at = keras.Input((num_rows, 4), name="boxes", dtype="float32")
+        classes = keras.Input((num_rows,), name="classes", dtype="int32")
+        _, masks = stages.masks_at(features, stages.inside(at), classes)
+        return boxes, keras.Model({"features": features, "boxes": at, "classes": classes}, masks, name="masks")
 
     def with_policy(self, policy: str) -> MaskRCNN:
         """The same model with another dtype policy ("float32", "mixed_bfloat16"...) and a copy of the weights."""
@@ -306,7 +327,7 @@ class _Stages:
         detect = DetectBoxes(
             box_weights=box.box_weights,
             score_threshold=box.score_threshold,
-            nms_iou_threshold=box.nms_iou_threshold,
+            suppression=Suppression(box.nms, box.nms_iou_threshold, box.soft_nms_sigma, box.soft_nms_min_score),
             max_detections=box.max_detections,
             min_box_size=box.min_box_size + self.end_shift,
             best_class_only=box.best_class_only,
@@ -334,14 +355,18 @@ class _Stages:
         self.answered = {"class_logits": class_logits, "box_deltas": box_deltas}
         self.detected = dict(detections)
         if self.mask_head is not None:
-            is_detection = keras.ops.greater(classes, 0)
-            rows = FlattenRows(name="mask_rows")(is_detection)
-            self.detected["mask_regions"] = regions = self.mask_pool(features, boxes, rows)
-            row_classes = GatherRows(name="mask_classes")(classes, rows)
-            logits = self.mask_predictor(self.mask_head(regions), row_classes)
-            probabilities = MaskProbabilities(name="mask_probabilities")(logits)
-            detections["detection_masks"] = ScatterRows(name="mask_scatter")(probabilities, rows, is_detection)
+            self.detected["mask_regions"], detections["detection_masks"] = self.masks_at(features, boxes, classes)
         return detections
+
+    def masks_at(self, features: list, boxes: Any, classes: Any) -> tuple[Any, Any]:
+        """What is pooled at the boxes, a row for each that is looked at, and the masks [B, D, 28, 28]."""
+        is_detection = keras.ops.greater(classes, 0)
+        rows = FlattenRows(name="mask_rows")(is_detection)
+        regions = self.mask_pool(features, boxes, rows)
+        row_classes = GatherRows(name="mask_classes")(classes, rows)
+        logits = self.mask_predictor(self.mask_head(regions), row_classes)
+        probabilities = MaskProbabilities(name="mask_probabilities")(logits)
+        return regions, ScatterRows(name="mask_scatter")(probabilities, rows, is_detection)
 
     def training_graph(self) -> keras.Model:
         """Batch and seeds to loss terms and what else is observed, each [2] = (sum, normaliser)."""

@@ -177,6 +177,11 @@ class Proposals(keras.layers.Layer):
         scores = tf.where(usable, scores, nms.EXCLUDED_SCORE)
         boxes = tf.where(tf.expand_dims(usable, -1), boxes, 0.0)
         size = self.post_nms_top_k if static_count is None else min(self.post_nms_top_k, static_count)
+        if static_count is None:
+            # XLA's suppression takes no fewer boxes than it gives.
+            short = tf.maximum(0, size - k)
+            scores = tf.pad(scores, [[0, 0], [0, short]], constant_values=nms.EXCLUDED_SCORE)
+            boxes = tf.pad(boxes, [[0, 0], [0, short], [0, 0]])
         kept, num_valid = nms.nms_indices(boxes, scores, max_output_size=size, iou_threshold=self.nms_iou_threshold)
         is_valid = tf.range(size)[None, :] < num_valid[:, None]
         scores = tf.where(is_valid, tf.gather(scores, kept, batch_dims=1), nms.EXCLUDED_SCORE)

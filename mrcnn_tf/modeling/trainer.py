@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.modeling.executions import Executions, make_executions, num_batches
-from mrcnn_tf.modeling.gradients import sum_and_clip
+from mrcnn_tf.modeling.gradients import leave_the_sum_to_us, sum_and_clip
 from mrcnn_tf.modeling.loss_scale import DynamicLossScale, steps_made, unwrapped
 from mrcnn_tf.ops.static_graph import static_graph
 
@@ -98,6 +98,7 @@ class RcnnTrainer(keras.Model):
         self._terms = self._make_terms()
         self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", *self.loss_weights, *self.observed)}
         self.optimizer.build(self.trainable_variables)
+        leave_the_sum_to_us(self.optimizer)
 
     def forget_traces(self) -> None:
         """Have the step traced anew, after parts of the model have been frozen or thawed; the optimizer keeps its state."""

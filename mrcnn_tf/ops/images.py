@@ -87,6 +87,32 @@ def resize_image(image: tf.Tensor, size: tf.Tensor | tuple[int, int], *, antiali
     return _resize_in_levels(image, size, antialias) if quantize else _resize(image, size, antialias)
 
 
+def resize_window(image: tf.Tensor, size: tf.Tensor, window: tf.Tensor, *, antialias: bool, quantize: bool = False) -> tf.Tensor:
+    """A part of `resize_image`, made without the rest where the filter is antialiased.
+
+    Args:
+        image: [h, w, 3] uint8 or float.
+        size: [2] int32 (height, width) of the whole resized image.
+        window: [4] int32 (top, left, bottom, right) in it.
+        antialias: as in `resize_image`.
+        quantize: as in `resize_image`.
+
+    Returns:
+        [bottom - top, right - left, 3] float32. Of the whole image, in whole levels, it is what `resize_image` gives; of a part
+        it differs by the rounding of the filter's weights, which turns less than 1 % of the values by a level.
+    """
+    top, left, bottom, right = tf.unstack(window)
+    if not antialias:
+        # The kernel that gives those numbers has no window.
+        return resize_image(image, size, antialias=False, quantize=quantize)[top:bottom, left:right]
+    image, top_inside, scale = _rows_for(image, size[0], top, bottom)
+    pixels = tf.transpose(tf.cast(image, tf.float32), [1, 0, 2])
+    across = _window_down(pixels, tf.cast(size[1] / tf.shape(pixels)[0], tf.float32), tf.cast(left, tf.float32), right - left)
+    across = tf.transpose(tf.floor(across + 0.5) if quantize else across, [1, 0, 2])
+    down = _window_down(across, scale, top_inside, bottom - top)
+    return tf.floor(down + 0.5) if quantize else down
+
+
 def pad_image(image: tf.Tensor, size: tf.Tensor | tuple[int, int], placement: Placement = "top_left") -> tf.Tensor:
     """Zeros around an image.
 
@@ -161,3 +187,30 @@ def _resize_down_in_levels(image: tf.Tensor, num_rows: tf.Tensor | int, antialia
     height, width = tf.unstack(tf.shape(image)[:2])
     column = tf.reshape(image, [height, 1, width * 3])
     return tf.reshape(tf.floor(_resize(column, (num_rows, 1), antialias) + 0.5), [num_rows, width, 3])
+
+
+def _rows_for(image: tf.Tensor, height: tf.Tensor, top: tf.Tensor, bottom: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The rows of an image that rows top..bottom of its resized version are made of, top from there on, and the scale."""
+    scale = tf.cast(height / tf.shape(image)[0], tf.float32)
+    reach = tf.maximum(1.0, 1 / scale) + 1
+    first = tf.cast(tf.maximum(0.0, tf.floor(tf.cast(top, tf.float32) / scale - reach)), tf.int32)
+    last = tf.cast(tf.math.ceil(tf.cast(bottom, tf.float32) / scale + reach), tf.int32)
+    return image[first:last], tf.cast(top, tf.float32) - tf.cast(first, tf.float32) * scale, scale
+
+
+def _window_down(image: tf.Tensor, scale: tf.Tensor, start: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Rows start..start + count of an image [h, w, 3] resized down by `scale`, antialiased: [count, w, 3].
+
+    As one pixel a row, like `_resize_down_in_levels`.
+    """
+    height, width = tf.unstack(tf.shape(image)[:2])
+    column = tf.reshape(image, [1, height, 1, width * 3])
+    rows = tf.raw_ops.ScaleAndTranslate(
+        images=column,
+        size=[count, 1],
+        scale=tf.stack([scale, 1.0]),
+        translation=tf.stack([-start, 0.0]),
+        kernel_type="triangle",
+        antialias=True,
+    )
+    return tf.reshape(rows, [count, width, 3])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import tensorflow as tf
@@ -26,6 +26,11 @@ def nms_on(device: str) -> Iterator[None]:
         yield
     finally:
         _DEVICE.reset(token)
+
+
+def nms_device() -> AbstractContextManager[object]:
+    """Where what is traced here goes: the device of `nms_on`, or wherever TensorFlow puts it."""
+    return tf.device(_DEVICE.get()) if _DEVICE.get() else nullcontext()
 
 
 def nms_indices(
@@ -89,7 +94,7 @@ def _nms_of_image(boxes: tf.Tensor, scores: tf.Tensor, max_output_size: int, iou
     if num_boxes == 0:
         return tf.zeros([max_output_size], tf.int32), tf.zeros([], tf.int32)
     kernel_size = max_output_size if num_boxes is None else min(num_boxes, max_output_size)
-    with tf.device(_DEVICE.get()) if _DEVICE.get() else nullcontext():
+    with nms_device():
         indices, num_valid = tf.raw_ops.NonMaxSuppressionV4(
             boxes=boxes,
             scores=scores,

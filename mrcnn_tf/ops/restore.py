@@ -55,12 +55,24 @@ def scale_back(boxes: tf.Tensor, windows: tf.Tensor, picture_sizes: tf.Tensor, *
         [B, D, 4] float32.
     """
     ends = tf.constant([0, 0, last, last], tf.float32)
-    # A side of one pixel has its first pixel for its last one.
-    new = tf.maximum(tf.cast(picture_sizes, tf.float32) - last, 1.0)[:, None]
-    old = tf.maximum(windows[:, 2:] - windows[:, :2] - last, 1.0)[:, None]
+    old, new = _sides(windows, picture_sizes, last)
     corner = windows[:, None, :2]
     # Multiplied before divided: a box that ends at the edge of the input then still does.
     return (boxes - ends - _twice(corner)) * _twice(new) / _twice(old) + ends
+
+
+def scale_into(boxes: tf.Tensor, windows: tf.Tensor, picture_sizes: tf.Tensor, *, last: int) -> tf.Tensor:
+    """The inverse of `scale_back`: boxes of the pictures in pixels of the network's input."""
+    ends = tf.constant([0, 0, last, last], tf.float32)
+    old, new = _sides(windows, picture_sizes, last)
+    return (boxes - ends) * _twice(old) / _twice(new) + ends + _twice(windows[:, None, :2])
+
+
+def _sides(windows: tf.Tensor, picture_sizes: tf.Tensor, last: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """(height, width), [B, 1, 2], of the resized pictures and of the pictures."""
+    # A side of one pixel has its first pixel for its last one.
+    new = tf.maximum(tf.cast(picture_sizes, tf.float32) - last, 1.0)[:, None]
+    return tf.maximum(windows[:, 2:] - windows[:, :2] - last, 1.0)[:, None], new
 
 
 def _twice(sides: tf.Tensor) -> tf.Tensor:

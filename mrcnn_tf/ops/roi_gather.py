@@ -60,7 +60,7 @@ def resize_by_gather(
 
 def _map_sizes(features: Sequence[tf.Tensor], level_indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Height and width [N, 1] float32 of the map of each roi."""
-    sizes = tf.constant([[*feature.shape[1:3]] for feature in features], tf.float32)
+    sizes = _table([_size(feature) for feature in features], tf.float32)
     height, width = tf.split(tf.gather(sizes, level_indices), 2, axis=1)
     return height, width
 
@@ -75,7 +75,7 @@ def _gather(
 ) -> tf.Tensor:
     table, row_starts = _pixel_table(features)
     pixels = tf.gather(tf.reshape(row_starts, [-1]), level_indices * features[0].shape[0] + batch_indices)
-    widths = tf.gather(tf.constant([[feature.shape[2]] for feature in features], tf.int32), level_indices)
+    widths = tf.gather(_table([[_size(feature)[1]] for feature in features]), level_indices)
     return _pool(table, _corners(pixels, widths, rows, columns), samples)
 
 
@@ -83,11 +83,25 @@ def _pixel_table(features: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     """All pixels of all levels and images [T, C], and where those of (level, image) start, [L, B] int32."""
     starts, total = [], 0
     for feature in features:
-        images, height, width = feature.shape[:3]
+        images, (height, width) = feature.shape[0], _size(feature)
         starts.append([total + image * height * width for image in range(images)])
         total += images * height * width
     channels = features[0].shape[-1]
-    return tf.concat([tf.reshape(feature, [-1, channels]) for feature in features], axis=0), tf.constant(starts, tf.int32)
+    return tf.concat([tf.reshape(feature, [-1, channels]) for feature in features], axis=0), _table(starts)
+
+
+def _size(feature: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
+    """(height, width) of a map; tensors where they are not known yet, which are constants to XLA all the same."""
+    if None in feature.shape[1:3]:
+        height, width = tf.unstack(tf.shape(feature)[1:3])
+        return height, width
+    return feature.shape[1], feature.shape[2]
+
+
+def _table(rows: Sequence[Sequence[int | tf.Tensor]], dtype: tf.DType = tf.int32) -> tf.Tensor:
+    """Whole numbers as a tensor, a constant where all are known."""
+    known = all(isinstance(value, int) for row in rows for value in row)
+    return tf.constant(rows, dtype) if known else tf.cast(tf.stack([tf.stack(row) for row in rows]), dtype)
 
 
 def _samples(start: tf.Tensor, size: tf.Tensor, limit: tf.Tensor, side: int) -> Neighbours:

@@ -160,3 +160,23 @@ def test_a_missing_file_is_named(tmp_path):
 def test_reading_annotations_loads_no_tensorflow():
     code = "import sys, mrcnn_tf.data.coco; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_lvis_has_addresses_instead_of_file_names(tmp_path):
+    image = {"id": 9, "coco_url": "http://images.cocodataset.org/val2017/000000000009.jpg", "height": 4, "width": 4}
+    named = {"id": 10, "coco_url": "http://a/b/c.jpg", "file_name": "own.jpg", "height": 4, "width": 4}
+    annotation = {
+        "id": 1,
+        "image_id": 9,
+        "category_id": 2,
+        "bbox": [0, 0, 2, 2],
+        "area": 4.0,
+        "segmentation": [[0, 0, 2, 0, 2, 2]],
+    }
+    category = {"id": 2, "name": "aerosol_can", "frequency": "c", "synset": "aerosol.n.02"}
+    path = tmp_path / "lvis.json"
+    path.write_text(json.dumps({"images": [image, named], "annotations": [annotation], "categories": [category]}))
+    found = read_annotations(path)
+    assert [record.file_name for record in found.records] == ["val2017/000000000009.jpg", "own.jpg"]
+    assert found.categories == ({"id": 2, "name": "aerosol_can"},)
+    assert not found.records[0].objects[0].crowd

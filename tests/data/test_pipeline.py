@@ -12,7 +12,7 @@ from PIL import Image
 
 from mrcnn_tf.config import Config, ConfigError, DataConfig, MaskHeadConfig, ModelConfig, PreprocessingConfig, TrainConfig
 from mrcnn_tf.data import DataError, coco_dataset, pipeline, read_annotations, samples, training_dataset, validation_dataset
-from mrcnn_tf.data.pipeline import coco_batches, draw_epoch
+from mrcnn_tf.data.pipeline import coco_batches
 from mrcnn_tf.data.samples import ByteCache, read_image, select_records
 from mrcnn_tf.data.shapes import write_shapes
 
@@ -144,15 +144,6 @@ def test_epochs_differ_and_the_seed_repeats_them(tmp_path):
                 np.testing.assert_array_equal(value, two[key])
     for different in (first[1], other[0]):
         assert any((one["images"] != two["images"]).any() for one, two in zip(first[0], different, strict=True))
-
-
-def test_an_epoch_is_a_permutation_with_its_own_draws():
-    order, edges, flips = draw_epoch(1000, 3, 0, min_sizes=(10, 20), flip=0.25)
-    assert sorted(order) == list(range(1000))
-    assert set(edges) == {10, 20}
-    assert flips.mean() == pytest.approx(0.25, abs=0.06)
-    assert (draw_epoch(1000, 3, 1, min_sizes=(10, 20), flip=0.25)[0] != order).any()
-    np.testing.assert_array_equal(draw_epoch(1000, 3, 0, min_sizes=(10, 20), flip=0.25)[0], order)
 
 
 def test_validation_keeps_the_order_and_the_sizes_of_inference(folder):
@@ -327,3 +318,119 @@ def test_the_images_of_a_batch_by_its_number(tiny_config, shapes_dir):
     for number, batch in enumerate(batches.endless().take(4).as_numpy_iterator()):
         names = batches.file_names(number)
         assert [sizes[name] for name in names] == [(row > 0).sum() for row in batch["gt_classes"]]
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Seven landscape pictures of circles, five portrait ones."""
+    content = {"images": [], "annotations": [], "categories": CATEGORIES}
+    for number in range(12):
+        height, width = (40, 60) if number < 7 else (60, 40)
+        image = np.full((height, width, 3), 10 + number, np.uint8)
+        image[8:24, 4:30] = 100 + 10 * number
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+        content["images"].append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+        content["annotations"].append(_annotation(number, number, (4, 8, 26, 16), 9 if number == 3 else 4))
+    _rewrite(tmp_path, content)
+    return tmp_path
+
+
+BUCKETS = {"buckets": [(64, 128), (128, 64)], "horizontal_flip": 0.0}
+RECIPES = {
+    "buckets": BUCKETS,
+    "jitter": {"scale_jitter": (0.3, 2.0), "colour_jitter": {"brightness": 0.4, "hue": 0.1}},
+    "paste": {"scale_jitter": (0.3, 2.0), "copy_paste": True, "copy_paste_blur": 1.0},
+    "repeats": {"repeat_threshold": 0.5},
+}
+
+
+def _batches(folder, config, **more):
+    return coco_batches(folder, folder / "instances.json", config, **more)
+
+
+def _assert_same(one, other):
+    for found, expected in zip(one, other, strict=True):
+        assert set(found) == set(expected)
+        for key, value in expected.items():
+            np.testing.assert_array_equal(found[key], value)
+
+
+def test_batches_of_buckets_are_of_one_shape_each_and_lose_no_picture_but_the_rest(mixed):
+    batches = _batches(mixed, _config(**BUCKETS))
+    assert batches.num_per_epoch == 3 + 2
+    assert batches.epoch().element_spec["images"].shape.as_list() == [2, None, None, 3]
+    for batch in batches.epoch():
+        size = batch["images"].shape[1:3]
+        # 40 x 60 becomes 64 x 96.
+        assert batch["image_sizes"].numpy().tolist() == [[64, 96] if size == (64, 128) else [96, 64]] * 2
+        assert size in [(64, 128), (128, 64)]
+    for epoch in range(4):
+        names = [name for number in range(5) for name in batches.file_names(5 * epoch + number)]
+        assert len(set(names)) == 10
+        assert len(set(names) & {f"{number}.png" for number in range(7)}) == 6
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_goes_on_from_any_batch(mixed, recipe):
+    config = _config(**RECIPES[recipe])
+    batches, other_threads = _batches(mixed, config), _batches(mixed, _config(num_workers=5, **RECIPES[recipe]))
+    whole = list(batches.endless().take(14).as_numpy_iterator())
+    _assert_same(other_threads.endless().take(14).as_numpy_iterator(), whole)
+    for start in (1, 6):
+        _assert_same(batches.endless(start).take(14 - start).as_numpy_iterator(), whole[start:])
+    epochs = batches.epoch().repeat(3).take(14).as_numpy_iterator()
+    _assert_same(epochs, whole)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_shards_are_the_rows_of_the_whole_batches(mixed, recipe, monkeypatch):
+    batches = _batches(mixed, _config(**RECIPES[recipe]), batch_size=4)
+    whole = list(batches.endless(1).take(6).as_numpy_iterator())
+    shares = []
+    for worker in range(2):
+        shard = batches.endless(1, (worker, 2))
+        assert shard.element_spec["gt_boxes"].shape[0] == 2
+        shares.append(list(shard.take(6).as_numpy_iterator()))
+    joined = ({key: np.concatenate([one[key], two[key]]) for key in one} for one, two in zip(*shares, strict=True))
+    _assert_same(joined, whole)
+    with pytest.raises(ValueError, match="4 cannot be divided evenly among 3 workers"):
+        batches.endless(0, (0, 3))
+
+
+def test_a_shard_reads_only_its_own_pictures(mixed, monkeypatch):
+    read = []
+    monkeypatch.setattr(pipeline, "CACHE_BYTES", 0)
+    monkeypatch.setattr(samples, "read_image", lambda *a: (read.append(a[1].file_name), read_image(*a))[1])
+    batches = _batches(mixed, _config(), batch_size=4)
+    iterator = iter(batches.endless(0, (1, 2)).take(batches.num_per_epoch))
+    assert len(list(iterator)) == 3
+    assert sorted(read) == sorted(name for number in range(3) for name in batches.file_names(number)[2:])
+
+
+def test_rare_classes_are_seen_more_often(mixed):
+    """Picture 3 alone has its class: sqrt(0.5 / (1 / 12)) = 2.45 times an epoch."""
+    batches = _batches(mixed, _config(repeat_threshold=0.5))
+    assert batches.num_per_epoch == 6
+    names = [name for number in range(600) for name in batches.file_names(number)]
+    assert names.count("3.png") / 100 == pytest.approx(6**0.5 * 12 / 13.45, abs=0.1)
+
+
+def test_copy_paste_doubles_the_rows_and_needs_masks(mixed):
+    batches = _batches(mixed, _config(copy_paste=True))
+    assert batches.epoch().element_spec["gt_boxes"].shape == (2, 2, 4)
+    counts = [(batch["gt_classes"].numpy() > 0).sum() for batch in batches.endless().take(20)]
+    assert {2, 3} <= set(counts)
+    with pytest.raises(DataError, match=r"data\.copy_paste needs masks"):
+        _batches(mixed, _config(copy_paste=True, masks=False))
+
+
+def test_buckets_that_fill_no_batch_are_named(mixed):
+    with pytest.raises(DataError, match=r"a batch needs 8 images of one of data\.buckets"):
+        _batches(mixed, _config(**BUCKETS), batch_size=8)
+
+
+def test_validation_has_buckets_too_but_nothing_is_drawn(mixed):
+    dataset = _dataset(mixed, _config(copy_paste=True, repeat_threshold=0.5, **BUCKETS), training=False)
+    shapes = [tuple(batch["images"].shape) for batch in dataset]
+    assert shapes == [(2, 64, 128, 3)] * 3 + [(2, 128, 64, 3)] * 2
+    _assert_same(dataset.as_numpy_iterator(), list(dataset.as_numpy_iterator()))

@@ -143,10 +143,10 @@ def test_evaluate_takes_a_bundle(bundle, shapes_dir, tmp_path):
     arguments = ["--images", shapes_dir / "images", "--annotations", shapes_dir / "instances_val.json", "--output", tmp_path]
     result = CliRunner().invoke(cli.app, ["evaluate", str(bundle), *map(str, arguments), "--runtime", "litert"])
     assert result.exit_code == 0, result.output
-    assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"bbox", "segm"}
+    assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"bbox", "segm", "classes"}
     refused = CliRunner().invoke(cli.app, ["evaluate", str(bundle), *map(str, arguments), "--min-size", "99"])
     assert refused.exit_code == 1
-    assert "a bundle has one size" in refused.output
+    assert "in one size" in refused.output
 
 
 @pytest.mark.usefixtures("converted_before")

@@ -8,6 +8,7 @@ from mrcnn_tf.modeling import box_head
 from mrcnn_tf.modeling.box_head import BoxLosses, DetectBoxes, RoiSampler, box_rows, build_box_head
 from mrcnn_tf.ops import boxes as box_ops
 from mrcnn_tf.ops.static_graph import static_graph
+from mrcnn_tf.ops.suppression import Suppression
 
 RNG = np.random.default_rng(0)
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -214,15 +215,9 @@ def detect_case(num_boxes, num_classes=3, seed=7):
     return [tf.constant(value) for value in (logits, deltas, random_boxes(2, 30, seed=seed), is_valid, WINDOWS)]
 
 
-def detector(**options):
-    defaults = {
-        "score_threshold": 0.1,
-        "nms_iou_threshold": 0.4,
-        "max_detections": 12,
-        "min_box_size": 0.0,
-        "pre_nms_top_k": 5000,
-    }
-    return DetectBoxes(box_weights=WEIGHTS, **{**defaults, **options})
+def detector(*, nms="hard", nms_iou_threshold=0.4, **options):
+    defaults = {"score_threshold": 0.1, "max_detections": 12, "min_box_size": 0.0, "pre_nms_top_k": 5000}
+    return DetectBoxes(box_weights=WEIGHTS, suppression=Suppression(nms, nms_iou_threshold), **{**defaults, **options})
 
 
 def iou(a, b):
@@ -299,6 +294,24 @@ def test_a_proposal_may_stand_for_its_best_class_only(num_boxes, num_classes):
     np.testing.assert_array_equal(counts, (is_foreground & case[3].numpy()).sum(axis=1))
     assert 0 < counts[0] < 30
     assert_detections(in_xla(lambda: layer(*case)), case, **options)
+
+
+@pytest.mark.parametrize("kind", ["soft_linear", "soft_gaussian"])
+def test_soft_nms_lowers_scores_and_keeps_more(kind):
+    case = detect_case(3)
+    soft, hard = (detector(nms=name, max_detections=200) for name in (kind, "hard"))
+    boxes, classes, scores, counts = (value.numpy() for value in soft(*case))
+    hard_scores, hard_counts = (value.numpy() for value in hard(*case)[2:])
+    assert (counts >= hard_counts).all()
+    assert counts[0] > hard_counts[0]
+    assert scores[:, 0] == pytest.approx(hard_scores[:, 0])
+    for image, count in enumerate(counts):
+        assert (np.diff(scores[image, :count]) <= 0).all()
+        assert not scores[image, count:].any()
+        assert not classes[image, count:].any()
+        assert (classes[image, :count] > 0).all()
+    for value, compiled in zip((boxes, classes, scores, counts), in_xla(lambda: soft(*case)), strict=True):
+        np.testing.assert_allclose(compiled, value, rtol=1e-4, atol=1e-3)
 
 
 def test_equal_logits_stand_for_the_first_class():

@@ -93,6 +93,32 @@ def test_the_two_parts_of_the_graph_find_what_the_whole_finds(model):
     assert parts == {id(variable) for variable in model.variables}
 
 
+def test_masks_can_be_asked_for_at_any_boxes(model):
+    boxes, masks = model.halves()
+    inputs = images(128, 96, 2)
+    found, expected = boxes(inputs, training=False), model(inputs, training=False)
+    assert set(found) == {*expected, "features"} - {"detection_masks"}
+    at = {"features": found["features"], "boxes": found["detection_boxes"], "classes": found["detection_classes"]}
+    np.testing.assert_allclose(masks(at, training=False), expected["detection_masks"], atol=1e-4)
+    nothing = masks({**at, "classes": tf.zeros_like(at["classes"])}, training=False)
+    assert not nothing.numpy().any()
+    parts = {id(variable) for part in (boxes, masks) for variable in part.variables}
+    assert parts == {id(variable) for variable in model.variables}
+
+
+def test_soft_nms_can_be_given_to_a_trained_model_and_is_kept_in_its_file(model, tmp_path):
+    box_head = model.config.box_head.model_copy(update={"nms": "soft_gaussian", "max_detections": 200, "score_threshold": 0.1})
+    soft = MaskRCNN(model.config.model_copy(update={"box_head": box_head}), pretrained=False)
+    soft.set_weights(model.get_weights())
+    soft.save(tmp_path / "soft.keras")
+    loaded = load_model(tmp_path / "soft.keras")
+    assert loaded.config.box_head.nms == "soft_gaussian"
+    inputs = images(64, 96)
+    expected, found = trace(model)(inputs), trace(loaded)(inputs)
+    assert int(found["num_detections"][0]) > int(expected["num_detections"][0])
+    assert found["detection_scores"][0, 0] == expected["detection_scores"][0, 0]
+
+
 def test_another_policy_has_a_copy_of_the_weights(model):
     other = model.with_policy("mixed_bfloat16")
     assert (other.dtype_policy.name, model.dtype_policy.name) == ("mixed_bfloat16", "float32")

@@ -10,7 +10,7 @@ import tensorflow as tf
 from mrcnn_tf.modeling.mask_rcnn import MaskRCNN, load_model
 from mrcnn_tf.optimizers import CoupledSGD
 from tests.batches import make_batch, with_model
-from tests.modeling.steps import fit, one_device, two_devices, unequal_batches
+from tests.modeling.steps import fit, frozen_trunk, one_device, two_devices, unequal_batches
 
 
 def test_two_replicas_take_the_step_of_one(tiny_config):
@@ -67,6 +67,29 @@ def test_keras_still_clips_before_the_all_reduce():
 
     strategy.run(tf.function(step))
     assert float(keras.ops.convert_to_numpy(variable)) == pytest.approx(0.0)
+
+
+def test_gradients_go_through_the_network_once(tiny_config, monkeypatch):
+    """When the last line but one fails, Keras adds up no longer, and `leave_the_sum_to_us` can go."""
+    summed = []
+    all_reduce = tf.distribute.ReplicaContext.all_reduce
+
+    def counting(self, how, value, *args):
+        summed.append(sum(tensor.shape.num_elements() for tensor in tf.nest.flatten(value)))
+        return all_reduce(self, how, value, *args)
+
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", counting)
+    model, _, _ = fit(frozen_trunk(tiny_config), two_devices(), unequal_batches(1))
+    size = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    assert sum(summed) == pytest.approx(2 * size, rel=1e-3)
+    summed.clear()
+    with (strategy := two_devices()).scope():
+        variable = keras.Variable(np.zeros(7))
+        optimizer = keras.optimizers.SGD(1.0)
+        optimizer.build([variable])
+    strategy.run(tf.function(lambda: optimizer.apply_gradients([(tf.ones(7), variable)])))
+    assert sum(summed) == 2 * 7
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), -2)
 
 
 @pytest.mark.parametrize("empty", [(0,), (0, 1)], ids=["one", "all"])

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from mrcnn_tf.ops.images import image_window, pad_image, resize_image, resized_size, resized_size_tensor
+from mrcnn_tf.ops.images import image_window, pad_image, resize_image, resize_window, resized_size, resized_size_tensor
 from tests.parity.seeded import image as seeded_image
 
 PHOTOS = sorted((Path(__file__).parent.parent / "data_files" / "photos").glob("*.jpg"))
@@ -231,3 +231,22 @@ def test_padded_shape_is_static_in_a_graph(placement):
         return padded
 
     assert pad(tf.ones([5, 6, 3])).numpy().sum() == 90
+
+
+@pytest.mark.parametrize("quantize", [True, False])
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [(80, 91), (17, 100), (37, 53), (1, 1)])
+def test_a_window_is_that_part_of_the_resized_image(size, antialias, quantize):
+    image = tf.constant(np.random.default_rng(0).integers(0, 256, (37, 53, 3)), tf.uint8)
+    how = {"antialias": antialias, "quantize": quantize}
+    whole = resize_image(image, size, **how).numpy()
+    found = resize_window(image, tf.constant(size), tf.constant([0, 0, *size]), **how).numpy()
+    if quantize or not antialias:
+        np.testing.assert_array_equal(found, whole)
+    np.testing.assert_allclose(found, whole, atol=1e-3)
+    top, left, bottom, right = (int(side * part) for side, part in zip(size * 2, (0.3, 0.2, 0.9, 0.7), strict=True))
+    bottom, right = max(bottom, top + 1), max(right, left + 1)
+    part = resize_window(image, tf.constant(size), tf.constant([top, left, bottom, right]), **how).numpy()
+    difference = np.abs(part - whole[top:bottom, left:right])
+    assert difference.max() <= (1 if quantize else 0.02)
+    assert (difference > 0.02).mean() < 0.01

@@ -1,9 +1,10 @@
 """From the network's input back to pictures, several at a time; one at a time it is tested with the predictor."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from mrcnn_tf.ops.restore import restore_detections
+from mrcnn_tf.ops.restore import restore_detections, scale_back, scale_into
 
 
 def test_each_picture_has_its_own_window_and_size_and_keeps_its_rows_in_order():
@@ -39,3 +40,12 @@ def test_no_picture_and_no_rows():
         found = restore_detections(detections, tf.ones([count, 4]), sizes, inclusive=True, clip=True)
         assert found["detection_boxes"].shape == (count, rows, 4)
         assert found["num_detections"].numpy().tolist() == [0] * count
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_scaling_into_the_input_undoes_scaling_back(last):
+    boxes = tf.constant([[[5.0, 7, 50, 90], [0, 0, 60, 100]]])
+    windows, sizes = tf.constant([[10.0, 20, 109, 219]]), tf.constant([[60, 100]])
+    there = scale_into(boxes, windows, sizes, last=last)
+    np.testing.assert_allclose(scale_back(there, windows, sizes, last=last), boxes, atol=1e-4)
+    np.testing.assert_allclose(there[0, 1], [10, 20, 109, 219], atol=1e-4)

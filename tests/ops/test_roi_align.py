@@ -355,3 +355,19 @@ def test_wrong_arguments(options, message):
 def test_adaptive_sampling_is_refused_in_a_static_graph():
     with static_graph(), pytest.raises(ValueError, match="sampling_ratio=0"):
         roi_align(features(), ROIS, BATCH_INDICES, strides=STRIDES, output_size=BINS, sampling_ratio=0)
+
+
+def test_xla_compiles_maps_whose_size_it_learns_later():
+    """As batches of several padded sizes have it: one trace, compiled for each size, with the numbers of static shapes."""
+    random = np.random.default_rng(0)
+    rois = tf.constant([[1.0, 2.0, 20.0, 30.0], [0.0, 0.0, 60.0, 40.0]])
+
+    def pooled(fine, coarse):
+        return roi_align([fine, coarse], rois, tf.constant([0, 0]), strides=(4, 8), output_size=3)
+
+    any_size = tf.TensorSpec([1, None, None, 2], tf.float32)
+    traced = jit(pooled).get_concrete_function(any_size, any_size)
+    for height, width in ((16, 24), (24, 16)):
+        sizes = ((height, width), (height // 2, width // 2))
+        maps = [tf.constant(random.normal(size=(1, *size, 2)), tf.float32) for size in sizes]
+        np.testing.assert_allclose(traced(*maps), jit(pooled)(*maps), atol=1e-6)
