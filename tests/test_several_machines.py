@@ -124,6 +124,7 @@ def test_two_processes_make_the_run_of_one_with_two_replicas(config, undisturbed
     assert not (undisturbed / "run1").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_named_and_the_run_goes_on(config, undisturbed, tmp_path):
     machines = Machines(tmp_path, config, at=(1, EPOCH_STEPS + 1, "SIGKILL"))
     machines.processes[1].wait(SECONDS)

@@ -46,7 +46,11 @@ class Count(keras.callbacks.Callback):
 
 @pytest.mark.parametrize(
     ("strategy", "jit_compile"),
-    [(one_device, False), (two_devices, False), pytest.param(two_devices, True, marks=pytest.mark.slow)],
+    [
+        pytest.param(one_device, False, marks=pytest.mark.slow),
+        (two_devices, False),
+        pytest.param(two_devices, True, marks=pytest.mark.slow),
+    ],
 )
 def test_several_steps_per_execution_give_the_weights_of_single_ones(frozen, strategy, jit_compile):
     batches = unequal_batches(5)
@@ -90,7 +94,7 @@ def test_keras_still_cannot_make_several_steps_under_a_strategy():
         model.fit(data, verbose=0)
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.parametrize("steps_per_execution", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_evaluate_and_predict_under_a_strategy_give_the_numbers_of_one_device(frozen, steps_per_execution):
     """The last batch has one image, so that the second replica gets none."""
     random = [make_batch(2, seed=seed, empty=(1,) if seed else ()) for seed in range(2)]
@@ -113,6 +117,7 @@ def test_evaluate_and_predict_under_a_strategy_give_the_numbers_of_one_device(fr
         np.testing.assert_allclose(second[name], value, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_fit_evaluates_between_epochs(frozen):
     batches = unequal_batches(3)
     model = build(frozen, two_devices(), steps_per_execution=2)

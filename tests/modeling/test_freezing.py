@@ -18,7 +18,7 @@ from tests.modeling.steps import (
     weights,
 )
 
-STRATEGIES = pytest.mark.parametrize("strategy", [one_device, two_devices])
+STRATEGIES = pytest.mark.parametrize("strategy", [one_device, pytest.param(two_devices, marks=pytest.mark.slow)])
 
 
 @STRATEGIES

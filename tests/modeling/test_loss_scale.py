@@ -51,7 +51,14 @@ def test_float16_takes_about_the_step_of_float32(frozen, request):
 
 
 @pytest.mark.parametrize(
-    ("broken", "clip"), [(0, {}), (1, {}), (1, {"global_clipnorm": 1.0}), (1, {"clipnorm": 1.0}), (0, {"clipvalue": 0.5})]
+    ("broken", "clip"),
+    [
+        pytest.param(0, {}, marks=pytest.mark.slow),
+        (1, {}),
+        (1, {"global_clipnorm": 1.0}),
+        pytest.param(1, {"clipnorm": 1.0}, marks=pytest.mark.slow),
+        pytest.param(0, {"clipvalue": 0.5}, marks=pytest.mark.slow),
+    ],
 )
 def test_an_overflow_on_any_replica_skips_the_step_on_all_and_lowers_the_scale(frozen, float16, monkeypatch, broken, clip):
     """Keras 3.15.1 asks replica 0 alone, and clipping by value would hide the overflow."""
@@ -73,6 +80,7 @@ def test_an_overflow_on_any_replica_skips_the_step_on_all_and_lowers_the_scale(f
     assert (int(numpy(steps_made(model.optimizer))), int(numpy(model.optimizer.iterations))) == (1, 0)
 
 
+@pytest.mark.slow
 def test_clipping_of_scaled_gradients_is_by_their_true_size(frozen, float16):
     batches = unequal_batches(1)
     clipped = {"optimizer": lambda: keras.optimizers.SGD(1.0, global_clipnorm=0.01)}
