@@ -84,7 +84,7 @@ def die():
     raise Killed
 
 
-@pytest.mark.parametrize("step", [2, 4, 6])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(config, unbroken, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
         at_step(step, die, patch)
@@ -111,6 +111,7 @@ def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_there(config, unbroke
     assert_same_end(tmp_path / "run", unbroken.output)
 
 
+@pytest.mark.slow
 def test_sigterm_while_tensorflow_traces_or_a_picture_is_evaluated_breaks_nothing(config, tmp_path, monkeypatch):
     config = with_train(config, eval_every=1, tensorboard_images=0)
     step = train_module.MaskRCNN.train_step

@@ -255,6 +255,7 @@ def test_a_run_has_losses_ap_configuration_and_pictures(tiny_config, tmp_path, m
     assert made[0]._detect.experimental_get_tracing_count() == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_after_a_kill_has_each_step_once(tiny_config, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass

@@ -56,6 +56,7 @@ def test_categories_come_with_the_data(unbroken):
     assert [category.name for category in unbroken.model.config.categories] == ["circle", "rectangle", "triangle", "star"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(config, unbroken, tmp_path, monkeypatch):
     class Trap(FiniteLosses):
         def on_train_batch_end(self, batch, logs=None):

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 FORMAT = 1
 """Of model.json."""
@@ -278,6 +278,8 @@ def load_image(path: str | Path) -> NDArray[np.uint8]:
             return _as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such image file") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not a readable image: of no kind that Pillow knows") from error
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
     except _FAULTS as error:
