@@ -125,33 +125,20 @@ def test_two_processes_make_the_run_of_one_with_two_replicas(config, undisturbed
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_named_and_the_run_goes_on(config, undisturbed, tmp_path):
-    machines = Machines(tmp_path, config, at=(1, EPOCH_STEPS + 1, "SIGKILL"))
-    machines.processes[1].wait(SECONDS)
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_killed_process_is_named_and_the_run_goes_on(config, undisturbed, tmp_path, index):
+    machines = Machines(tmp_path, config, at=(index, EPOCH_STEPS + 1, "SIGKILL"))
+    machines.processes[index].wait(SECONDS)
     began = time.monotonic()
-    (status, killed), (printed, _) = machines.finish()
-    assert (status, killed) == (1, -9)
+    statuses, printed = machines.finish()
     assert time.monotonic() - began < 60
-    assert re.search(r"error: .*worker 1 \(127\.0\.0\.1:.*--resume", printed), printed
-    assert "Traceback" not in printed
+    assert (statuses[index], statuses[1 - index]) == (-9, 1)
+    assert re.search(rf"error: .*worker {index} \(127\.0\.0\.1:.*--resume", printed[1 - index]), printed
+    assert "Traceback" not in printed[1 - index]
     statuses, printed = Machines(tmp_path, config, "--resume").finish()
     assert statuses == [0, 0], printed
     assert_close(tmp_path / "run0" / "last.keras", undisturbed / "run0" / "last.keras", atol=0, rtol=0)
     assert [row["step"] for row in rows(tmp_path / "run0")] == ["3", "5"]
-
-
-@pytest.mark.slow
-def test_a_killed_chief_is_named_and_the_run_goes_on(config, undisturbed, tmp_path):
-    machines = Machines(tmp_path, config, at=(0, EPOCH_STEPS + 1, "SIGKILL"))
-    machines.processes[0].wait(SECONDS)
-    began = time.monotonic()
-    (killed, status), (_, printed) = machines.finish()
-    assert (killed, status) == (-9, 1)
-    assert time.monotonic() - began < 60
-    assert re.search(r"error: .*worker 0 \(127\.0\.0\.1:.*--resume", printed), printed
-    statuses, printed = Machines(tmp_path, config, "--resume").finish()
-    assert statuses == [0, 0], printed
-    assert_close(tmp_path / "run0" / "last.keras", undisturbed / "run0" / "last.keras", atol=0, rtol=0)
 
 
 @pytest.mark.slow
