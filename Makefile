@@ -2,6 +2,7 @@
 # make test    sets up and passes the tests
 # make test-slow, test-arm64, test-gpu-delegate, test-web    those that take longer; the second and third load Debian packages,
 #              and need no root; the last needs Node.js and Chromium
+# make benchmark    measures this beside torchvision and Model Garden, half an hour (DETECTRON2=/path/to/python adds detectron2)
 # Both need Python 3.11 or 3.12 (PYTHON=... chooses one) and a package index, nothing else.
 
 VENV ?= .venv
@@ -23,7 +24,7 @@ CASES := build/edge-cases
 ARM64 := build/arm64
 SWIFTSHADER := build/swiftshader
 
-.PHONY: demo test test-tflite-runtime test-slow test-arm64 test-gpu-delegate test-web lint setup clean
+.PHONY: demo test test-tflite-runtime test-slow test-arm64 test-gpu-delegate test-web benchmark lint setup clean
 
 setup: $(READY)
 
@@ -117,5 +118,22 @@ $(GARDEN)/.ready $(TRACKERS)/.ready: pyproject.toml
 	$(@D)/bin/python -m pip install --quiet '.[$(EXTRA)]'
 	@touch $@
 
+# torchvision, with the torch that it asks for.
+PEERS := $(VENV)-torchvision
+
+$(PEERS)/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet torchvision==0.29.1 pycocotools Pillow
+	@touch $@
+
+# Leave the machine alone meanwhile.
+benchmark: $(READY) $(PEERS)/.ready $(GARDEN)/.ready
+	$(BIN)/python benchmarks/compare.py --torchvision $(PEERS)/bin/python --model-garden $(GARDEN)/bin/python \
+		$(if $(DETECTRON2),--detectron2 $(DETECTRON2))
+	$(BIN)/python benchmarks/commands.py --torchvision $(PEERS)/bin/python --output benchmarks/commands.json
+	$(BIN)/python benchmarks/profiles.py
+	$(BIN)/python benchmarks/edge.py
+
 clean:
-	rm -rf $(VENV) $(GARDEN) $(TRACKERS) $(RUNTIME) $(WEB) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(GARDEN) $(TRACKERS) $(PEERS) $(RUNTIME) $(WEB) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
