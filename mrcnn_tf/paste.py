@@ -5,14 +5,15 @@ threshold (He et al. 2017, section 3.1: "resized to the RoI size, and binarized 
 coordinates, and around the mask are zeros. Because of those zeros no pixel outside the frame can reach 0.5, so only the pixels
 inside it are ever computed. The systems that checkpoints come from differ in the frame, which is what a `PasteRule` says.
 
-Bilinear interpolation is separable: with one row of weights per image row (`Wy` [h, 28]) and per image column
-(`Wx` [w, 28]) the pasted probabilities are `Wy m Wx^T`. They are made in strips of whole columns, the order in which COCO
-counts its runs, so neither the memory nor the time depends on the size of the image, only on that of the box.
+In a column of pixels the probability is linear from the centre of one row of cells to that of the next, so that it passes the
+threshold at most once between them. Only these places are computed, for all columns at once, and the pixels between them are
+filled: time and memory of run lengths, which COCO counts down the columns, grow with the width of the box, not with its area.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,8 +21,6 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 MASK_THRESHOLD = 0.5
-_STRIP_PIXELS = 1 << 18
-"""Pixels computed at a time: a megabyte of floats, which stays in the processor's cache."""
 
 PasteRule = Literal["centred", "expanded", "stretched"]
 """The frame that a mask fills, and whether a pixel at the threshold is set.
@@ -51,19 +50,20 @@ def paste_region(
         mask_probs: [M, M] probabilities in the frame of the box.
         box: [4] `y1, x1, y2, x2` in pixels of the image; may reach beyond it.
         image_size: (height, width) of the image.
-        threshold: a pixel is set where its probability is at least this, or above it, as the rule says.
+        threshold: above 0; a pixel is set where its probability is at least this, or above it, as the rule says.
         rule: how the mask is laid over its box.
 
     Returns:
         `(y0, x0, region)`: bool [h, w], the pixels whose centres lie in the mask's frame, and where its first pixel stands in the
         image. h or w is 0 where the frame holds no pixel centre of the image.
+
+    Raises:
+        ValueError: the threshold is not above 0.
     """
-    frame = _frame(box, mask_probs.shape, rule)
-    y0, x0, height, width = _extent(frame, image_size)
-    region = np.zeros((height, width), bool)
-    for left, strip in _strips(mask_probs, frame, image_size, threshold, rule):
-        region[:, left - x0 : left - x0 + len(strip)] = strip.T
-    return y0, x0, region
+    runs = _runs(_surrounded(mask_probs), box, image_size, threshold, rule)
+    region = np.zeros((runs.height, runs.width), bool)
+    _fill(region, runs)
+    return runs.y0, runs.x0, region
 
 
 def paste_masks(
@@ -79,18 +79,19 @@ def paste_masks(
         mask_probs: [N, M, M] probabilities in the frames of the boxes.
         boxes: [N, 4] `y1, x1, y2, x2` in pixels of the image.
         image_size: (height, width) of the image.
-        threshold: a pixel is set where its probability is at least this, or above it, as the rule says.
+        threshold: above 0; a pixel is set where its probability is at least this, or above it, as the rule says.
         rule: how the mask is laid over its box.
 
     Returns:
-        bool [N, height, width]; beside it only a strip of floats is held.
+        bool [N, height, width].
+
+    Raises:
+        ValueError: the threshold is not above 0.
     """
     masks = np.zeros((len(boxes), *image_size), bool)
-    for mask, probabilities, box in zip(masks, mask_probs, boxes, strict=True):
-        frame = _frame(box, probabilities.shape, rule)
-        y0, _, height, _ = _extent(frame, image_size)
-        for left, strip in _strips(probabilities, frame, image_size, threshold, rule):
-            mask[y0 : y0 + height, left : left + len(strip)] = strip.T
+    for mask, probabilities, box in zip(masks, _surrounded(mask_probs), boxes, strict=True):
+        runs = _runs(probabilities, box, image_size, threshold, rule)
+        _fill(mask[runs.y0 : runs.y0 + runs.height, runs.x0 : runs.x0 + runs.width], runs)
     return masks
 
 
@@ -111,7 +112,12 @@ def encode_region(y0: int, x0: int, region: NDArray[np.bool_], image_size: tuple
     """
     if y0 < 0 or x0 < 0 or y0 + region.shape[0] > image_size[0] or x0 + region.shape[1] > image_size[1]:
         raise ValueError(f"a region of {region.shape} at ({y0}, {x0}) does not fit into an image of {image_size}")
-    return _compress(_run_edges(y0, x0, region.T, image_size[0]), image_size)
+    height, width = region.shape
+    # One empty pixel after each column keeps the runs of neighbouring columns apart; the last one closes the last run.
+    padded = np.zeros(width * (height + 1) + 1, bool)
+    padded[1:].reshape(width, height + 1)[:, :height] = region.T
+    columns, rows = np.divmod(np.flatnonzero(padded[1:] != padded[:-1]), height + 1)
+    return _compress(_Runs(y0, x0, height, width, rows, columns), image_size)
 
 
 def encode_masks(
@@ -127,32 +133,43 @@ def encode_masks(
         mask_probs: [N, M, M] probabilities in the frames of the boxes.
         boxes: [N, 4] `y1, x1, y2, x2` in pixels of the image.
         image_size: (height, width) of the image.
-        threshold: a pixel is set where its probability is at least this, or above it, as the rule says.
+        threshold: above 0; a pixel is set where its probability is at least this, or above it, as the rule says.
         rule: how the mask is laid over its box.
 
     Returns:
         N times `{"size": [height, width], "counts": str}`, equal to encoding the masks of `paste_masks`.
+
+    Raises:
+        ValueError: the threshold is not above 0.
     """
     return [
-        _encode_mask(probabilities, box, image_size, threshold, rule)
-        for probabilities, box in zip(mask_probs, boxes, strict=True)
+        _compress(_runs(probabilities, box, image_size, threshold, rule), image_size)
+        for probabilities, box in zip(_surrounded(mask_probs), boxes, strict=True)
     ]
 
 
-def _encode_mask(
-    mask_probs: NDArray[Any], box: NDArray[Any], image_size: tuple[int, int], threshold: float, rule: PasteRule
-) -> Rle:
-    frame = _frame(box, mask_probs.shape, rule)
-    y0 = _extent(frame, image_size)[0]
-    strips = _strips(mask_probs, frame, image_size, threshold, rule)
-    edges = [_run_edges(y0, left, strip, image_size[0]) for left, strip in strips]
-    return _compress(np.concatenate(edges) if edges else np.zeros(0, np.int64), image_size)
+class _Runs(NamedTuple):
+    """The runs of set pixels in the columns of a region.
+
+    Attributes:
+        y0, x0: of the region's first pixel in the image.
+        height, width: of the region.
+        rows: [E] where runs begin and end, alternately: the first row of a run, then the row after its last; of the region.
+        columns: [E] the columns of these, rising.
+    """
+
+    y0: int
+    x0: int
+    height: int
+    width: int
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
 
 
-def _frame(box: NDArray[Any], mask_shape: tuple[int, ...], rule: PasteRule) -> NDArray[np.float64]:
+def _frame(box: NDArray[Any], cells: NDArray[np.int_], rule: PasteRule) -> NDArray[np.float64]:
     """The `y1, x1, y2, x2` that the mask fills; without area where the box has none."""
     box = np.asarray(box, np.float32)
-    return _RULES[rule].frame(box, np.array(mask_shape)) if (box[2:] > box[:2]).all() else np.zeros(4)
+    return _RULES[rule].frame(box, cells) if (box[2:] > box[:2]).all() else np.zeros(4)
 
 
 def _same(box: NDArray[np.float32], cells: NDArray[np.int_]) -> NDArray[np.float64]:
@@ -187,20 +204,45 @@ _RULES: dict[PasteRule, _Rule] = {
 }
 
 
-def _strips(
-    mask_probs: NDArray[Any], frame: NDArray[np.float64], image_size: tuple[int, int], threshold: float, rule: PasteRule
-) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Yield `(image column of the first, bool [columns, h])` from left to right."""
+def _surrounded(mask_probs: NDArray[Any]) -> NDArray[np.float32]:
+    """[..., M, M] to float32 [..., M + 2, M + 2] with a border of zeros; what is no number reaches nothing."""
+    *many, height, width = mask_probs.shape
+    surrounded = np.zeros((*many, height + 2, width + 2), np.float32)
+    surrounded[..., 1:-1, 1:-1] = np.nan_to_num(mask_probs)
+    return surrounded
+
+
+def _runs(
+    surrounded: NDArray[np.float32], box: NDArray[Any], image_size: tuple[int, int], threshold: float, rule: PasteRule
+) -> _Runs:
+    if not threshold > 0:
+        raise ValueError(f"the threshold must be above 0, the probability around a mask, got {threshold}")
+    cells = np.array(surrounded.shape) - 2
+    frame = _frame(box, cells, rule)
     y0, x0, height, width = _extent(frame, image_size)
-    if height == 0 or width == 0:
-        return
-    mask = np.asarray(mask_probs, np.float32)
-    rows = _weights(y0, height, frame[0], frame[2], mask.shape[0])
-    columns = _weights(x0, width, frame[1], frame[3], mask.shape[1])
-    down = np.ascontiguousarray((rows @ mask).T)
-    step = max(1, _STRIP_PIXELS // height)
-    for start in range(0, width, step):
-        yield x0 + start, _RULES[rule].reaches(columns[start : start + step] @ down, np.float32(threshold))
+    cell_height, cell_width = (frame[2:] - frame[:2]) / cells
+    # Whole and broken part of a column's place among the columns of cells, whose first, of zeros, has its centre at 0.
+    column, across = np.divmod((np.arange(x0, x0 + width) + 0.5 - frame[1]) / cell_width + 0.5, 1)
+    left, right = surrounded.T[column.astype(int)], surrounded.T[column.astype(int) + 1]
+    down = left + (right - left) * across[:, None].astype(np.float32)
+    reaches, level = _RULES[rule].reaches, np.float32(threshold)
+    is_set = reaches(down, level)
+    columns, above = np.nonzero(is_set[:, 1:] != is_set[:, :-1])
+    before, after = down[columns, above].astype(np.float64), down[columns, above + 1].astype(np.float64)
+    passage = (above - 0.5 + (level - before) / (after - before)) * cell_height + (frame[0] - y0 - 0.5)
+    # A pixel on the spot is as the rule has it: like those before it, or like those after it.
+    is_like_before = is_set[columns, above] == reaches(level, level)
+    rows = np.where(is_like_before, np.floor(passage) + 1, np.ceil(passage))
+    return _Runs(y0, x0, height, width, np.clip(rows, 0, height).astype(np.int64), columns)
+
+
+def _fill(region: NDArray[np.bool_], runs: _Runs) -> None:
+    """Set the pixels of runs in an empty region [h, w]."""
+    rows, columns = np.divmod(_odd(runs.rows * runs.width + runs.columns), max(1, runs.width))
+    inside = rows < runs.height
+    region[rows[inside], columns[inside]] = True
+    for above, row in itertools.pairwise(region):
+        np.logical_xor(above, row, out=row)
 
 
 def _extent(frame: NDArray[np.float64], image_size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -214,32 +256,18 @@ def _extent(frame: NDArray[np.float64], image_size: tuple[int, int]) -> tuple[in
     return first[0], first[1], height, width
 
 
-def _weights(start: int, count: int, low: float, high: float, cells: int) -> NDArray[np.float32]:
-    """Weight [count, cells] of each mask cell at each pixel centre; a row falls short of 1 in the outer half cells."""
-    centres = np.arange(start, start + count) + 0.5
-    positions = (centres - low) / (high - low) * cells - 0.5
-    distance = np.abs(positions[:, None] - np.arange(cells))
-    return np.maximum(1 - distance, 0).astype(np.float32)
-
-
-def _run_edges(y0: int, x0: int, columns: NDArray[np.bool_], image_height: int) -> NDArray[np.int64]:
-    """Where runs begin and end, alternately, as column-major pixel numbers of the image; columns is [w, h]."""
-    width, height = columns.shape
-    # One empty pixel after each column keeps the runs of neighbouring columns apart; the last one closes the last run.
-    padded = np.zeros(width * (height + 1) + 1, bool)
-    padded[1:].reshape(width, height + 1)[:, :height] = columns
-    changes = np.flatnonzero(padded[1:] != padded[:-1])
-    column, row = np.divmod(changes, height + 1)
-    return (x0 + column) * image_height + (y0 + row)
-
-
-def _compress(edges: NDArray[np.int64], image_size: tuple[int, int]) -> Rle:
+def _compress(runs: _Runs, image_size: tuple[int, int]) -> Rle:
     height, width = image_size
-    # A run that ends at the foot of a column where the next begins at its head is one run to COCO.
-    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
-    edges = np.delete(edges, np.concatenate([joined, joined + 1]))
+    # To COCO, a run that ends at the foot of a column where the next begins at its head is one run.
+    edges = _odd((runs.x0 + runs.columns) * height + runs.y0 + runs.rows)
     counts = np.diff(edges, prepend=0, append=height * width)
     if edges.size and counts[-1] == 0:
         counts = counts[:-1]
     rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def _odd(edges: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The pixels, rising, that are named an odd number of times: where one run ends and the next begins is no edge."""
+    pixels, times = np.unique(edges, return_counts=True)
+    return pixels[times % 2 == 1]

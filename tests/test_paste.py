@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mrcnn_tf import paste
 from mrcnn_tf.paste import encode_masks, encode_region, paste_masks, paste_region
 
 SIZES = [(1, 1), (1, 40), (40, 1), (37, 53), (64, 48)]
@@ -153,11 +152,9 @@ def test_a_box_between_pixel_centres(rule, pixels):
     assert paste_masks(full, box, (20, 20), rule=rule).sum() == pixels
 
 
-@pytest.mark.parametrize("strip_pixels", [1, 50, 1 << 18])
 @pytest.mark.parametrize("image_size", SIZES)
 @pytest.mark.parametrize("rule", RULES)
-def test_run_lengths_are_those_of_the_whole_mask(rule, image_size, strip_pixels, monkeypatch):
-    monkeypatch.setattr(paste, "_STRIP_PIXELS", strip_pixels)
+def test_run_lengths_are_those_of_the_whole_mask(rule, image_size):
     rng = np.random.default_rng(1)
     boxes = random_boxes(rng, 20, image_size)
     # The noisy ones have many runs; the full ones run on from column to column.
@@ -170,6 +167,36 @@ def test_run_lengths_are_those_of_the_whole_mask(rule, image_size, strip_pixels,
         assert rle == {"size": list(image_size), "counts": whole["counts"].decode()}
         y0, x0, region = paste_region(probability, box, image_size, rule=rule)
         assert encode_region(y0, x0, region, image_size) == rle
+
+
+def test_a_passage_between_two_pixel_centres_sets_nothing():
+    """A hump that rises and falls within one pixel, in a mask with more cells than its box has pixels."""
+    mask, box = np.zeros((1, 28, 28), np.float32), np.float32([[0, 0, 7, 7]])
+    mask[0, 16] = 1
+    assert not paste_masks(mask, box, (7, 7)).any()
+    assert coco_mask.area(encode_masks(mask, box, (7, 7))[0]) == 0
+    mask[0, 17] = 1
+    assert paste_masks(mask, box, (7, 7))[0].sum(axis=1).tolist() == [0, 0, 0, 0, 7, 0, 0]
+    assert coco_mask.area(encode_masks(mask, box, (7, 7))[0]) == 7
+
+
+def test_what_is_no_number_reaches_nothing():
+    mask, box = np.ones((1, 28, 28), np.float32), np.float32([[0, 0, 28, 28]])
+    mask[0, 10:12] = np.nan
+    pasted = paste_masks(mask, box, (30, 30))
+    assert pasted.sum() == 26 * 28
+    assert coco_mask.area(encode_masks(mask, box, (30, 30))[0]) == 26 * 28
+
+
+@pytest.mark.parametrize("threshold", [0, -1, float("nan")])
+def test_a_threshold_that_the_surroundings_reach_is_refused(threshold):
+    full, box = np.ones((1, 28, 28), np.float32), np.float32([[1, 1, 5, 5]])
+    with pytest.raises(ValueError, match="threshold must be above 0"):
+        encode_masks(full, box, (9, 9), threshold)
+    with pytest.raises(ValueError, match="threshold must be above 0"):
+        paste_masks(full, box, (9, 9), threshold)
+    with pytest.raises(ValueError, match="threshold must be above 0"):
+        paste_region(full[0], box[0], (9, 9), threshold)
 
 
 def test_a_region_beyond_the_image_is_refused():
