@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.peers.turns import ROOT, Side, WorkerError, measure
+from benchmarks.peers.turns import ROOT, Side, WorkerError, measure, with_ratios
 
 OURS = sys.executable
 COMMAND = str(Path(OURS).with_name("mrcnn-tf"))
@@ -137,20 +137,6 @@ def in_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, di
             "peak_mib": max(peak for _, peak in found),
         }
         for name, found in runs.items()
-    }
-
-
-def with_ratios(sides: dict[str, dict[str, Any]], base: str) -> dict[str, dict[str, Any]]:
-    """Sides with `ratio` and `memory_ratio` to one of them; as they are where that one is not here."""
-    if base not in sides:
-        return sides
-    return {
-        name: {
-            **side,
-            "ratio": round(side["seconds"] / sides[base]["seconds"], 3),
-            "memory_ratio": round(side["peak_mib"] / sides[base]["peak_mib"], 3),
-        }
-        for name, side in sides.items()
     }
 
 

@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.comparisons import Comparison, Interpreters, comparisons
-from benchmarks.peers.turns import ROOT, WorkerError, measure
+from benchmarks.peers.turns import ROOT, WorkerError, measure, with_ratios
 from benchmarks.report import write_report
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -71,11 +71,7 @@ def _measured(comparison: Comparison, rounds: int) -> dict[str, Any]:
     except WorkerError as error:
         print(error, file=sys.stderr)
         return {**figures, "error": str(error).splitlines()[0]}
-    base = sides[comparison.base]
-    for side in sides.values():
-        side["ratio"] = round(side["seconds"] / base["seconds"], 3)
-        side["memory_ratio"] = round(side["peak_mib"] / base["peak_mib"], 3)
-    return {**figures, "sides": sides}
+    return {**figures, "sides": with_ratios(sides, comparison.base)}
 
 
 def _keep(path: Path, comparison: Comparison, figures: dict[str, Any]) -> None:

@@ -122,7 +122,7 @@ def training(
     model = _to_train(precision)
     optimizer = keras.optimizers.SGD(1e-6, momentum=0.9, weight_decay=1e-4)
     model.compile(optimizer, jit_compile=xla, **({"recompute": True} if recompute else {}))
-    data = _batch(model, batch, height, width, objects)
+    data = batch_of(model, batch, height, width, objects)
     step = tf.function(model.train_step)
 
     def repeat() -> dict[str, Any]:
@@ -153,7 +153,7 @@ def inference_products(weights: str, *, height: int, width: int) -> list[Product
 def training_products(*, height: int, width: int, batch: int = 1, objects: int = 10) -> list[Product]:
     """What `training` multiplies."""
     model = _to_train("float32")
-    data = {**_batch(model, batch, height, width, objects), "seeds": tf.constant([[0, number] for number in range(batch)])}
+    data = {**batch_of(model, batch, height, width, objects), "seeds": tf.constant([[0, number] for number in range(batch)])}
     with tf.GradientTape(watch_accessed_variables=False) as tape, recorded(model) as products:
         tape.watch([variable.value for variable in model.trainable_variables])
         model.training_graph(data, training=True)
@@ -169,7 +169,7 @@ def _to_train(precision: str) -> MaskRCNN:
     return model if precision == "float32" else model.with_policy(precision)
 
 
-def _batch(model: MaskRCNN, count: int, height: int, width: int, objects: int) -> dict[str, tf.Tensor]:
+def batch_of(model: MaskRCNN, count: int, height: int, width: int, objects: int) -> dict[str, tf.Tensor]:
     truth = seeded.truth(count, height, width, objects, model.config.num_classes)
     boxes = np.stack([stages.swap_xy(found[0]) for found in truth])
     masks = [

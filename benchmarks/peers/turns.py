@@ -61,6 +61,20 @@ def measure(sides: Mapping[str, Side], *, rounds: int, report: Callable[[str], N
         return {name: _summed_up(firsts[name], found) for name, found in runs.items()}
 
 
+def with_ratios(sides: dict[str, dict[str, Any]], base: str) -> dict[str, dict[str, Any]]:
+    """Sides with `ratio` and `memory_ratio` to one of them; as they are where that one is not here."""
+    if base not in sides:
+        return sides
+    return {
+        name: {
+            **side,
+            "ratio": round(side["seconds"] / sides[base]["seconds"], 3),
+            "memory_ratio": round(side["peak_mib"] / sides[base]["peak_mib"], 3),
+        }
+        for name, side in sides.items()
+    }
+
+
 def _summed_up(first: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = [run["seconds"] for run in runs]
     return {
