@@ -17,6 +17,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from benchmarks.comparisons import Comparison, Interpreters, comparisons
 from benchmarks.peers.turns import ROOT, WorkerError, measure, with_ratios
 from benchmarks.report import write_report
 
+GARDEN = "inference_model_garden"
 RESULTS = Path(__file__).with_name("results.json")
 DISTRIBUTIONS = ("tensorflow", "keras", "tf-models-official", "tf-keras", "torch", "torchvision", "detectron2", "numpy")
 
@@ -44,12 +46,17 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     if not arguments.report:
-        where = Interpreters(sys.executable, arguments.torchvision, arguments.model_garden, arguments.detectron2)
-        chosen = _chosen(comparisons(where, arguments.threads), arguments.only)
-        machine = _machine(where, arguments.threads)
-        for number, comparison in enumerate(chosen, start=1):
-            print(f"{number} of {len(chosen)}: {comparison.title}", file=sys.stderr)
-            _keep(arguments.output, comparison, {**_measured(comparison, arguments.rounds), "machine": machine})
+        systems = {name: getattr(arguments, name) for name in ("torchvision", "model_garden", "detectron2")}
+        systems = {"ours": sys.executable, **{name: python for name, python in systems.items() if python}}
+        machine = _machine(systems, arguments.threads)
+        with tempfile.TemporaryDirectory() as folder:
+            where = Interpreters(**systems, garden_weights=f"{folder}/plain/ckpt")
+            chosen = _chosen(comparisons(where, arguments.threads), arguments.only)
+            if any(one.name == GARDEN for one in chosen):
+                _write_garden_weights(systems["model_garden"], folder)
+            for number, comparison in enumerate(chosen, start=1):
+                print(f"{number} of {len(chosen)}: {comparison.title}", file=sys.stderr)
+                _keep(arguments.output, comparison, {**_measured(comparison, arguments.rounds), "machine": machine})
     write_report(json.loads(arguments.output.read_text()), arguments.docs)
 
 
@@ -82,7 +89,12 @@ def _keep(path: Path, comparison: Comparison, figures: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _machine(where: Interpreters, threads: int) -> dict[str, Any]:
+def _write_garden_weights(python: str, folder: str) -> None:
+    command = [python, "-m", "tests.weights.model_garden_original", folder]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _machine(systems: dict[str, str], threads: int) -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(found.get("flags", "").split())
@@ -92,7 +104,7 @@ def _machine(where: Interpreters, threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "threads": threads,
-        "versions": {system: _versions(python) for system, python in vars(where).items() if python},
+        "versions": {system: _versions(python) for system, python in systems.items()},
     }
 
 

@@ -23,6 +23,7 @@ from mrcnn_tf.paste import paste_masks
 from mrcnn_tf.predict import Predictor
 from mrcnn_tf.weights import detectron2, torchvision
 from mrcnn_tf.weights.checkpoint import Checkpoint
+from mrcnn_tf.weights.importer import import_weights
 from tests.parity import stages
 
 _TABLES = {
@@ -52,10 +53,12 @@ def imported(weights: str, *, num_classes: int | None = None, **changes: Any) ->
     """The model of a seeded checkpoint.
 
     Args:
-        weights: a key of `seeded.WEIGHTS`.
+        weights: a key of `seeded.WEIGHTS`, or the path of a checkpoint of Model Garden, which no numpy can write.
         num_classes: another number of classes than the checkpoint's, of torchvision's.
         **changes: sections of the configuration with what is changed in them.
     """
+    if weights not in _TABLES:
+        return import_weights(weights, overrides=["model.preprocessing.padding=multiple"]).model
     importer, table = _TABLES[weights]
     shapes = {name: tuple(shape) for name, shape in stages.parameter_shapes(table).items()}
     if num_classes is not None:
@@ -170,6 +173,7 @@ def _to_train(precision: str) -> MaskRCNN:
 
 
 def batch_of(model: MaskRCNN, count: int, height: int, width: int, objects: int) -> dict[str, tf.Tensor]:
+    """Pictures and truth as `fit` takes them (docs/contracts.md), `objects` in each picture."""
     truth = seeded.truth(count, height, width, objects, model.config.num_classes)
     boxes = np.stack([stages.swap_xy(found[0]) for found in truth])
     masks = [

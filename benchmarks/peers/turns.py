@@ -120,5 +120,5 @@ class _Worker:
             status = self._process.wait()
             self._errors.seek(0)
             last = "".join(self._errors.readlines()[-15:])
-            raise WorkerError(f"{self._name} ended with status {status}: {' '.join(self._command)}\n{last}")
+            raise WorkerError(f"{self._name} ended with status {status}\n{' '.join(self._command)}\n{last}")
         return json.loads(line)
