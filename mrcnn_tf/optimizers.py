@@ -52,8 +52,29 @@ class _Averaging(keras.optimizers.Optimizer):
         return {**super().get_config(), "average_momentum": self.average_momentum}
 
 
+class _FusedSGD(keras.optimizers.SGD):
+    """Keras' SGD, its update with momentum by one operation of TensorFlow: no temporaries as large as the weights."""
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        """Update one variable."""
+        if not self.momentum:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        velocity = self.momentums[self._get_variable_index(variable)]
+        # Keras gives its own variables, or under a strategy TensorFlow's of one replica.
+        weight, velocity = (one.value if isinstance(one, keras.Variable) else one for one in (variable, velocity))
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=weight.handle,
+            accum=velocity.handle,
+            lr=tf.cast(learning_rate, weight.dtype),
+            grad=tf.cast(gradient, weight.dtype),
+            momentum=tf.constant(self.momentum, weight.dtype),
+            use_nesterov=self.nesterov,
+        )
+
+
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
-class CoupledSGD(_Averaging, keras.optimizers.SGD):
+class CoupledSGD(_Averaging, _FusedSGD):
     """SGD with momentum whose weight decay is part of the gradient, as in detectron2 and torchvision.
 
     Keras' own `weight_decay` shrinks the weights beside the update and so is ten times weaker at momentum 0.9. Norms and biases

@@ -200,6 +200,7 @@ def build_model(config: Config, strategy: tf.distribute.Strategy | None = None) 
                 seed=config.train.seed,
                 steps_per_execution=config.train.steps_per_execution,
                 gradient_accumulation_steps=config.train.gradient_accumulation_steps,
+                recompute=config.train.recompute,
             )
     finally:
         keras.config.set_dtype_policy(before)

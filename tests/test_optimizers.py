@@ -47,6 +47,18 @@ def test_decay_alone_shrinks_kernels_and_leaves_biases(momentum):
     np.testing.assert_array_equal(bias.numpy(), 1)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_update_in_one_operation_is_keras_own(nesterov):
+    gradient = tf.constant([[0.3, -0.2], [0.1, 0.5]])
+    ours, keras_own = keras.Variable([[1.0, 2.0], [3.0, 4.0]]), keras.Variable([[1.0, 2.0], [3.0, 4.0]])
+    optimizers = (CoupledSGD(0.1, 0.9, 0.0, nesterov=nesterov), keras.optimizers.SGD(0.1, 0.9, nesterov=nesterov))
+    for optimizer, variable in zip(optimizers, (ours, keras_own), strict=True):
+        for _ in range(3):
+            optimizer.apply([gradient], [variable])
+    np.testing.assert_array_equal(ours, keras_own)
+    np.testing.assert_array_equal(*(optimizer.momentums[0] for optimizer in optimizers))
+
+
 def test_clipping_bounds_the_global_norm_before_decay():
     first, second = keras.Variable(np.full((1, 1), 2, np.float32)), keras.Variable(np.zeros((1, 1), np.float32))
     optimizer = CoupledSGD(1.0, 0.0, l2=0.5, global_clipnorm=1.0)

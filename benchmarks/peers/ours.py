@@ -6,10 +6,10 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import itertools
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -19,6 +19,7 @@ from benchmarks.peers.worker import Repetition, serve
 from mrcnn_tf.data.masks import bitmap_coverage
 from mrcnn_tf.detections import Detections
 from mrcnn_tf.modeling.mask_rcnn import MaskRCNN
+from mrcnn_tf.optimizers import CoupledSGD
 from mrcnn_tf.paste import paste_masks
 from mrcnn_tf.predict import Predictor
 from mrcnn_tf.weights import detectron2, torchvision
@@ -123,13 +124,12 @@ def training(
 ) -> Repetition:
     """One step of SGD: stem and first stage frozen, frozen norms, the whole heads."""
     model = _to_train(precision)
-    optimizer = keras.optimizers.SGD(1e-6, momentum=0.9, weight_decay=1e-4)
-    model.compile(optimizer, jit_compile=xla, **({"recompute": True} if recompute else {}))
-    data = batch_of(model, batch, height, width, objects)
-    step = tf.function(model.train_step)
+    model.compile(CoupledSGD(1e-6), jit_compile=xla, recompute=recompute)
+    # What `fit` calls; given anything but a dataset, it makes a step of what the iterator gives.
+    step, batches = model.make_train_function(), itertools.repeat(batch_of(model, batch, height, width, objects))
 
     def repeat() -> dict[str, Any]:
-        return {name: float(value) for name, value in step(data).items()}
+        return {name: float(value) for name, value in step(batches).items()}
 
     return repeat
 

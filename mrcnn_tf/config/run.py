@@ -162,6 +162,8 @@ class TrainConfig(Section):
     """Keep a moving average of the weights, 0.9998 for instance, for evaluation, best.keras and averaged.keras; None: none."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """A batch is computed in so many parts, one after the other; the update is by the mean of their gradients."""
+    recompute: bool = False
+    """Compute the trunk's activations a second time for the gradient instead of keeping them: less memory, more time."""
     stages: tuple[StageConfig, ...] = ()
     """Fine-tuning by stages: which parts are trained when. The first starts at 0."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"

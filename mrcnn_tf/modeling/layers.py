@@ -13,6 +13,8 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.modeling.norms import NORMS, add_frozen_norm, make_norm_layer
+from mrcnn_tf.ops.static_graph import in_xla_on_cpu
+from mrcnn_tf.ops.xla_products import add_bias, pointwise_conv
 
 PADDINGS = ("symmetric", "same")
 ACTIVATIONS = {None: tf.identity, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
@@ -111,7 +113,8 @@ class ConvNorm(keras.layers.Layer):
         kernel, bias = self._folded() if self.norm == "frozen" else (self.kernel, self.bias if self.use_bias else None)
         outputs = self._convolve(inputs, tf.cast(kernel, self.compute_dtype))
         if bias is not None:
-            outputs = tf.nn.bias_add(outputs, tf.cast(bias, self.compute_dtype))
+            add = add_bias if in_xla_on_cpu() else tf.nn.bias_add
+            outputs = add(outputs, tf.cast(bias, self.compute_dtype))
         if self.norm_layer is not None:
             outputs = self.norm_layer(outputs, training=training)
         return ACTIVATIONS[self.activation](outputs)
@@ -145,9 +148,11 @@ class ConvNorm(keras.layers.Layer):
 
     def _folded(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Kernel and bias of the convolution that equals convolution and frozen norm, float32."""
-        scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.norm_epsilon)
-        mean = self.moving_mean - self.bias if self.use_bias else self.moving_mean
-        return self.kernel * tf.reshape(scale, self._scale_shape()), self.beta - mean * scale
+        # The gradient of a function that XLA compiles is that of all it reads: without this, of the four constants, too.
+        scale = tf.stop_gradient(self.gamma * tf.math.rsqrt(self.moving_variance + self.norm_epsilon))
+        beta, mean = tf.stop_gradient(self.beta), tf.stop_gradient(self.moving_mean)
+        mean = mean - self.bias if self.use_bias else mean
+        return self.kernel * tf.reshape(scale, self._scale_shape()), beta - mean * scale
 
     def _padding(self) -> str | list[list[int]]:
         # With stride 1 and an odd kernel TensorFlow's SAME is symmetric, and has the better kernels.
@@ -167,6 +172,8 @@ class ConvNorm(keras.layers.Layer):
         return 1, 1, 1, -1
 
     def _convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        if self.kernel_size == 1 and self.groups == 1 and in_xla_on_cpu():
+            return pointwise_conv(inputs, kernel, self.strides)
         padding = self._padding()
         if self.groups > 1 and padding != "SAME":
             # TensorFlow has no gradient of a grouped convolution with explicit padding on CPUs.

@@ -13,7 +13,8 @@ import tensorflow as tf
 from mrcnn_tf.modeling.layers import ConvNorm, he_normal_fan_out
 from mrcnn_tf.ops import losses
 from mrcnn_tf.ops.masks import crop_mask_targets
-from mrcnn_tf.ops.static_graph import in_static_graph
+from mrcnn_tf.ops.static_graph import in_static_graph, in_xla_on_cpu
+from mrcnn_tf.ops.xla_products import add_bias, transposed_conv
 
 
 def build_mask_head(
@@ -36,15 +37,25 @@ def build_mask_head(
     x = regions
     for i in range(num_convs):
         x = ConvNorm(width, 3, norm=norm, norm_epsilon=norm_epsilon, activation="relu", name=f"conv{i}")(x)
-    x = keras.layers.Conv2DTranspose(
-        width, 2, strides=2, activation=_rectify, kernel_initializer=he_normal_fan_out(), name="deconv"
-    )(x)
+    x = Deconvolution(width, 2, strides=2, activation=_rectify, kernel_initializer=he_normal_fan_out(), name="deconv")(x)
     return keras.Model(regions, x, name="mask_head")
+
+
+@keras.saving.register_keras_serializable(package="mrcnn_tf")
+class Deconvolution(keras.layers.Conv2DTranspose):
+    """Keras' transposed convolution, of a kernel as large as its stride: [M, S, S, C] -> [M, K S, K S, filters]."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Convolve, add the bias, apply the activation."""
+        if not in_xla_on_cpu():
+            return super().call(inputs)
+        kernel, bias = tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)
+        return self.activation(add_bias(transposed_conv(inputs, kernel), bias))
 
 
 def _rectify(x: tf.Tensor) -> tf.Tensor:
     """ReLU; in a static graph as a leaky one of slope 0, which TFLite does not fuse into a convolution that delegates refuse."""
-    return tf.nn.leaky_relu(x, 0.0) if in_static_graph() else tf.nn.relu(x)
+    return tf.nn.leaky_relu(x, 0.0) if in_static_graph() and not in_xla_on_cpu() else tf.nn.relu(x)
 
 
 @keras.saving.register_keras_serializable(package="mrcnn_tf")
@@ -70,10 +81,12 @@ class MaskPredictor(keras.layers.Layer):
         """Logits of each region's own class."""
         rows = tf.clip_by_value(classes - 1, 0, self.num_masks - 1)
         kernels = tf.gather(tf.transpose(tf.convert_to_tensor(self.kernel)), rows)
-        side = features.shape[1]
-        flat = tf.reshape(features, [-1, side * side, features.shape[3]])
         # As a column: gathered from a vector, its gradient would be IndexedSlices and leave the path of dense gradients.
         biases = tf.gather(tf.convert_to_tensor(self.bias)[:, None], rows)
+        if in_xla_on_cpu():
+            return tf.einsum("myxc,mc->myx", features, kernels) + biases[:, None]
+        side = features.shape[1]
+        flat = tf.reshape(features, [-1, side * side, features.shape[3]])
         # Not by indices: delegates of TFLite refuse slices that drop or add an axis.
         logits = tf.squeeze(tf.matmul(flat, tf.expand_dims(kernels, -1)), -1)
         return tf.reshape(logits + biases, [-1, side, side])

@@ -22,6 +22,7 @@ from mrcnn_tf.modeling.fpn import build_fpn
 from mrcnn_tf.modeling.layers import Normalize
 from mrcnn_tf.modeling.mask_head import MaskLoss, MaskPredictor, MaskProbabilities, MaskTargets, build_mask_head
 from mrcnn_tf.modeling.observations import OBSERVED, PositivesPerImage, ProposalRecall
+from mrcnn_tf.modeling.recompute import Recomputable
 from mrcnn_tf.modeling.rois import FlattenRows, GatherRows, RoiAlign, RoiPool, RoiResize, ScatterRows
 from mrcnn_tf.modeling.rpn import Anchors, Proposals, RpnLosses, build_rpn_head
 from mrcnn_tf.modeling.trainer import RcnnTrainer
@@ -207,7 +208,7 @@ class _Stages:
         # By how much boxes, and so their sides, are smaller inside of the network.
         self.end_shift = {"exclusive": 0.0, "inclusive": -1.0}[config.box_ends]
         self.inside, self.outside = _end_movers(self.end_shift)
-        self.backbone = build_backbone(
+        trunk = build_backbone(
             config.backbone.name,
             stride_in=config.backbone.stride_in,
             padding=config.backbone.padding,
@@ -216,6 +217,7 @@ class _Stages:
             norm_epsilon=config.backbone.norm_epsilon,
             frozen_stages=config.backbone.frozen_stages,
         )
+        self.backbone = Recomputable(trunk.input, trunk.output, name=trunk.name)
         channels = {level: feature.shape[-1] for level, feature in self.backbone.output.items()}
         width = config.fpn.width
         self.fpn = build_fpn(channels, width=width, norm=config.fpn.norm, norm_epsilon=config.fpn.norm_epsilon, p6=config.fpn.p6)

@@ -22,7 +22,8 @@ import tensorflow as tf
 from mrcnn_tf.modeling.executions import Executions, make_executions, num_batches
 from mrcnn_tf.modeling.gradients import leave_the_sum_to_us, sum_and_clip
 from mrcnn_tf.modeling.loss_scale import DynamicLossScale, steps_made, unwrapped
-from mrcnn_tf.ops.static_graph import static_graph
+from mrcnn_tf.modeling.recompute import recomputing
+from mrcnn_tf.ops.static_graph import static_graph, xla_on_cpu
 
 _log = logging.getLogger("mrcnn_tf.train")
 _INFERENCE_KEYS = ("images", "image_sizes")
@@ -52,6 +53,7 @@ class RcnnTrainer(keras.Model):
         run_eagerly: bool = False,
         steps_per_execution: int = 1,
         gradient_accumulation_steps: int = 1,
+        recompute: bool = False,
     ) -> None:
         """Prepare for `fit`. The losses are the model's own.
 
@@ -64,6 +66,8 @@ class RcnnTrainer(keras.Model):
                 what is left of it.
             gradient_accumulation_steps: each replica's share of a batch is computed in so many equal parts, one after the other,
                 and the update is by the mean of their gradients. It takes the memory of one part.
+            recompute: keep of the trunk only C2..C5 for the gradient, and compute the rest of its activations a second time
+                (`mrcnn_tf.modeling.recompute`).
 
         Raises:
             ValueError: the optimizer accumulates gradients itself.
@@ -91,9 +95,11 @@ class RcnnTrainer(keras.Model):
             "run_eagerly": run_eagerly,
             "steps_per_execution": steps_per_execution,
             "gradient_accumulation_steps": gradient_accumulation_steps,
+            "recompute": recompute,
         }
         self._seed = seed
         self._num_parts = gradient_accumulation_steps
+        self._recompute = recompute
         self._xla = self._resolve_xla(jit_compile)
         self._terms = self._make_terms()
         self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", *self.loss_weights, *self.observed)}
@@ -151,8 +157,9 @@ class RcnnTrainer(keras.Model):
             more, logs = self._gradients(part, values, after=gradients)
             gradients = [before + new for before, new in zip(gradients, more, strict=True)]
         gradients = sum_and_clip(gradients, self.optimizer)
-        # The count of iterations, too, waits for the batch (see `_track`).
-        with tf.control_dependencies(list(logs.values())):
+        # The count of iterations, too, waits for the batch (see `_track`). What an optimizer can compute without the gradients,
+        # decayed momenta for instance, would else be computed before the backward pass and lie in memory through it.
+        with tf.control_dependencies([*gradients, *logs.values()]):
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return logs
 
@@ -251,13 +258,19 @@ class RcnnTrainer(keras.Model):
         return make_executions(step, self.distribute_strategy, executions, self.loss_trackers, eager=self.run_eagerly)
 
     def _make_terms(self) -> Any:
+        def terms(batch: dict, training: bool) -> dict:
+            with recomputing(self._recompute and training):
+                return self.training_graph(batch, training=training)
+
         if not self._xla:
-            return lambda batch, training: self.training_graph(batch, training=training)
+            return terms
+
+        graph = xla_on_cpu if _only_cpus() else static_graph
 
         @tf.function(jit_compile=True, autograph=False)
         def compiled(batch: dict, training: bool) -> dict:
-            with static_graph():
-                return self.training_graph(batch, training=training)
+            with graph():
+                return terms(batch, training)
 
         return compiled
 
@@ -272,6 +285,10 @@ class RcnnTrainer(keras.Model):
 
     def _has_synchronised_norm(self) -> bool:
         return any(getattr(layer, "synchronized", False) for layer in self._flatten_layers())
+
+
+def _only_cpus() -> bool:
+    return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
 
 
 def _at_least_one(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

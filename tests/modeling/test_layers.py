@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from mrcnn_tf.modeling.layers import ConvNorm, DepthwiseConvNorm, Normalize, StopGradient, Upsample2x
+from mrcnn_tf.ops.static_graph import static_graph, xla_on_cpu
 
 RNG = np.random.default_rng(0)
 
@@ -43,6 +44,7 @@ def numpy_conv(x, kernel, stride, groups):
 
 CASES = {
     "1x1": lambda **options: ConvNorm(8, 1, **options),
+    "1x1 stride": lambda **options: ConvNorm(8, 1, strides=2, **options),
     "3x3": lambda **options: ConvNorm(8, 3, **options),
     "stride": lambda **options: ConvNorm(8, 3, strides=2, **options),
     "same": lambda **options: ConvNorm(8, 3, strides=2, padding="same", **options),
@@ -106,8 +108,9 @@ def test_weights_and_what_is_trainable():
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group", "none"])
-@pytest.mark.parametrize("case", ["stride", "grouped", "grouped stride", "depthwise stride"])
-def test_xla_gives_the_same_outputs_and_gradients(norm, case):
+@pytest.mark.parametrize("case", ["1x1 stride", "stride", "grouped", "grouped stride", "depthwise stride"])
+@pytest.mark.parametrize("graph", [static_graph, xla_on_cpu])
+def test_xla_gives_the_same_outputs_and_gradients(norm, case, graph):
     layer = CASES[case](norm=norm, activation="relu")
     x = tf.constant(normal(2, 6, 6, 8))
     layer.build(x.shape)
@@ -120,9 +123,12 @@ def test_xla_gives_the_same_outputs_and_gradients(norm, case):
             loss = tf.reduce_sum(tf.sin(outputs))
         return outputs, tape.gradient(loss, [x, *layer.trainable_weights])
 
-    for got, expected in zip(
-        tf.nest.flatten(tf.function(step, jit_compile=True)(x)), tf.nest.flatten(tf.function(step)(x)), strict=True
-    ):
+    @tf.function(jit_compile=True)
+    def compiled(x):
+        with graph():
+            return step(x)
+
+    for got, expected in zip(tf.nest.flatten(compiled(x)), tf.nest.flatten(tf.function(step)(x)), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * max(1, np.abs(expected).max()))
 
 

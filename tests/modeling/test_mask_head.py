@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from mrcnn_tf.modeling.mask_head import MaskLoss, MaskPredictor, MaskProbabilities, MaskTargets, build_mask_head
 from mrcnn_tf.ops.masks import crop_mask_targets
-from mrcnn_tf.ops.static_graph import static_graph
+from mrcnn_tf.ops.static_graph import static_graph, xla_on_cpu
 
 RNG = np.random.default_rng(0)
 
@@ -16,10 +16,10 @@ def normal(*shape):
     return tf.constant(RNG.normal(size=shape).astype(np.float32))
 
 
-def in_xla(function):
+def in_xla(function, graph):
     @tf.function(jit_compile=True)
     def compiled():
-        with static_graph():
+        with graph():
             return function()
 
     return compiled()
@@ -128,17 +128,25 @@ def test_loss_without_foreground_is_zero_and_has_no_gradient():
     assert not tape.gradient(term, logits).numpy().any()
 
 
-def test_branch_is_the_same_under_xla():
+@pytest.mark.parametrize("graph", [static_graph, xla_on_cpu])
+def test_branch_is_the_same_under_xla_with_its_gradients(graph):
     head = build_mask_head(4, pool_size=14, num_convs=1, width=4, norm="none", norm_epsilon=1e-5)
     predictor, regions, classes = make_predictor(3), normal(6, 14, 14, 4), tf.constant([1, 0, 3, 2, 0, 0])
+    for variable in (*head.trainable_variables, *predictor.trainable_variables):
+        variable.assign(normal(*variable.shape))
+    variables = [variable.value for variable in (*head.trainable_variables, *predictor.trainable_variables)]
 
     def branch():
         targets = tf.reshape(MaskTargets(28, soft=True)(*truth()), [6, 28, 28])
-        logits = predictor(head(regions), classes)
-        return logits, MaskLoss()(logits, targets, classes)
+        with tf.GradientTape() as tape:
+            tape.watch([regions, *variables])
+            logits = predictor(head(regions), classes)
+            loss, normaliser = tf.unstack(MaskLoss()(logits, targets, classes))
+        return logits, loss, normaliser, *tape.gradient(loss, [regions, *variables])
 
-    for plain, compiled in zip(branch(), in_xla(branch), strict=True):
-        np.testing.assert_allclose(compiled, plain, rtol=1e-4, atol=1e-4)
+    for plain, compiled in zip(branch(), in_xla(branch, graph), strict=True):
+        assert np.abs(plain).max() > 0
+        np.testing.assert_allclose(compiled, plain, rtol=1e-4, atol=1e-4 * np.abs(plain).max())
 
 
 def test_branch_works_in_a_functional_graph_of_unknown_batch():
