@@ -2,8 +2,9 @@
 
     python benchmarks/commands.py [--torchvision PYTHON] [--rounds 5] [--only import predict evaluation masks] [--output FILE]
 
-Prints JSON. The sides of each part are measured in turns, each in a process of its own; seconds are medians, memory is the
-highest resident one. Without an interpreter that has torch, torchvision and pycocotools, the sides that need them are left out.
+Prints JSON; in the file, parts that are not run stay as they were. The sides of a part are measured in turns, each in a process
+of its own; seconds are medians, memory is the highest resident one. Without an interpreter that has torch, torchvision and
+pycocotools, the sides that need them are left out.
 
 * import: whole processes, beside one that does nothing. `loads_tensorflow` says whether `import mrcnn_tf` did.
 * predict: `mrcnn-tf predict` of one picture of 800 x 1216 by R50-FPN (seeded weights, 100 detections), the process as a whole,
@@ -53,10 +54,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     found = {name: parts[name](arguments.torchvision, arguments.rounds) for name in arguments.only}
-    text = json.dumps(found, indent=1) + "\n"
+    print(json.dumps(found, indent=1))
     if arguments.output is not None:
-        arguments.output.write_text(text)
-    print(text, end="")
+        there = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+        arguments.output.write_text(json.dumps({**there, **found}, indent=1) + "\n")
 
 
 def imports(torchvision: str | None, rounds: int) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def comparisons(where: Interpreters, threads: int) -> list[Comparison]:
         ),
         Comparison(
             "inference_model_garden",
-            "inference, 768 x 1216, R50-FPN with four convolutions before the boxes, weights of Model Garden",
+            "inference, 768 x 1216, Model Garden's R50-FPN and its weights",
             {
                 "ours": ours(detection, weights=where.garden_weights, **OF_64),
                 "Model Garden": garden(detection, **OF_64),
@@ -118,7 +118,7 @@ def comparisons(where: Interpreters, threads: int) -> list[Comparison]:
             "ours, bfloat16": ours("training", **size, **bfloat16),
             "torchvision": torchvision("training", **size),
             "detectron2": detectron2("training", **size),
-            "Model Garden (four convolutions before the boxes)": garden("training", **size) if size == SMALL else None,
+            "Model Garden, its box head": garden("training", **size) if size == SMALL else None,
             LIMIT: ours("training_limit", **size),
         }
         found.append(Comparison(name, f"training step, {title}, R50-FPN, batch 1", sides))
