@@ -10,6 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+_FIRST = "The first repetition, with tracing and compiling, is made by all sides at once."
 Results = dict[str, dict[str, Any]]
 AXES = {
     "megapixels": "megapixels of the picture",
@@ -38,7 +39,12 @@ def write_report(results: Results, docs: Path) -> None:
 
 def tables(results: Results) -> str:
     """All comparisons in Markdown."""
-    lines = ["# Tables of performance", "", "Written by `make benchmark`; what they mean is in [performance.md](performance.md)."]
+    lines = [
+        "# Tables of performance",
+        "",
+        "Written by `make benchmark`; what they mean is in [performance.md](performance.md).",
+        _FIRST,
+    ]
     for machine, found in _by_machine(results):
         lines += ["", _described(machine)]
         for one in [one for one in found if "group" not in one]:
@@ -123,7 +129,9 @@ def _table(one: dict[str, Any]) -> list[str]:
     lines = [f"| system | time, s | to {one['base']} | first, s | peak memory, MiB | to {one['base']} | found |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for name, side in one["sides"].items():
-        facts = [f"{side[key]} {key}" for key in ("detections", "gflops") if key in side]
+        facts = [
+            f"{side[key]} {unit}" for key, unit in (("detections", "detections"), ("gflops", "GFLOP forward")) if key in side
+        ]
         if "same_detections" in side:
             facts.append(
                 f"{side['same_detections']:.0%} of those of float32, scores within {side['score_difference']}, "
