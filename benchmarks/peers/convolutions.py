@@ -53,8 +53,7 @@ def recorded(model: keras.Model) -> Iterator[list[Product]]:
         return outputs
 
     def convolve_and_note(layer: Any, inputs: Any, kernel: Any) -> Any:
-        strides, padding = layer.strides, layer._padding()
-        return note(layer, inputs, convolve(layer, inputs, kernel), lambda x, k: tf.nn.conv2d(x, k, strides, padding))
+        return note(layer, inputs, convolve(layer, inputs, kernel), lambda x, k: convolve(layer, x, k))
 
     def dense_and_note(layer: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return note(layer, inputs, dense(layer, inputs, *args, **kwargs), tf.matmul)
