@@ -49,8 +49,8 @@ def layers_of(operations, kind):
     return [name[1] for name in names if name]
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("norm", ["frozen", pytest.param("batch", marks=pytest.mark.slow)])
 def test_each_convolution_that_is_trained_has_one_gradient_and_the_others_none(tiny_config, norm, recompute):
     backbone = {"name": "resnet50", "norm": norm, "frozen_stages": FROZEN_STAGES}
     model = MaskRCNN(with_model(tiny_config, backbone=backbone), pretrained=False)

@@ -274,3 +274,21 @@ def test_upsample_repeats_and_its_gradient_sums(jit, dtype, batch):
     values = tf.cast(x, tf.float32).numpy()
     np.testing.assert_array_equal(tf.cast(y, tf.float32), values.repeat(2, 1).repeat(2, 2))
     np.testing.assert_array_equal(tf.cast(gradient, tf.float32), cotangent.reshape(batch, 3, 2, 5, 2, 4).sum((2, 4)))
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+def test_gradients_of_strided_convolutions_have_kernels_of_onednn(kernel_size):
+    """With explicit padding, TensorFlow's other kernels step in, in bfloat16 ten times slower."""
+    layer = ConvNorm(4, kernel_size, strides=2)
+    layer.build((None, None, None, 3))
+
+    @tf.function
+    def gradients(images):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            total = tf.reduce_sum(layer(images))
+        return tape.gradient(total, [images, layer.kernel.value])
+
+    nodes = gradients.get_concrete_function(tf.TensorSpec([1, 8, 8, 3])).graph.as_graph_def().node
+    paddings = {node.op: node.attr["padding"].s for node in nodes if node.op.startswith("Conv2D")}
+    assert paddings == {"Conv2D": b"VALID", "Conv2DBackpropFilter": b"VALID", "Conv2DBackpropInput": b"VALID"}

@@ -69,8 +69,8 @@ def gradients_and_state(norm, strategy, **options):
     return gradients, [numpy(variable) for variable in model.non_trainable_variables]
 
 
-@pytest.mark.parametrize("strategy", [one_device, two_devices])
-@pytest.mark.parametrize("norm", ["frozen", "batch", "sync_batch", "group"])
+@pytest.mark.parametrize("strategy", [one_device, pytest.param(two_devices, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("norm", ["frozen", "batch", pytest.param("sync_batch", marks=pytest.mark.slow), "group"])
 def test_gradients_are_equal_to_the_bit_and_statistics_are_updated_once(norm, strategy):
     kept, state = gradients_and_state(norm, strategy(), wanted=False)
     again, state_again = gradients_and_state(norm, strategy(), wanted=True)
